@@ -1,0 +1,13 @@
+"""The one error class of projclust."""
+
+
+class ProjclustError(ValueError):
+    """A mistake the caller can mend: bad options, an unusable table, a damaged checkpoint, a full disk.
+
+    The message is one sentence that names what is wrong and what to do next. The command line prints it as
+    ``error: ...`` and exits with code 2; anything else that escapes is a bug or a failure of the machine.
+    """
+
+
+class CheckpointError(ProjclustError):
+    """A checkpoint folder that is missing, damaged, foreign or newer than this projclust."""

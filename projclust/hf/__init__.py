@@ -1,0 +1,1 @@
+"""Hugging Face transformers: config, quantizer, swap, checkpoint folders, model cards."""

@@ -1,0 +1,174 @@
+"""The transformers quantizer that makes compressed checkpoints load with plain ``from_pretrained``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+
+from projclust.errors import CheckpointError
+from projclust.modules import FactorizedTable, ProjectiveEmbedding
+
+from .config import FORMAT_VERSION, ProjClustConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .swap import Shape
+
+
+class ProjClustHfQuantizer(HfQuantizer):
+    """Swaps the modules in before a compressed checkpoint is read, or compresses a dense model after it was."""
+
+    requires_calibration = False
+    quantization_config: ProjClustConfig
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse checkpoints of a later format."""
+        version = self.quantization_config.version
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"this checkpoint has projclust format {version!r}, and this projclust reads format {FORMAT_VERSION}: "
+                "upgrade projclust"
+            )
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # a method, unlike the three below
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:  # Trainer asks for it when no adapter is attached
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    def _process_model_before_weight_loading(
+        self, model: "PreTrainedModel", checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> "PreTrainedModel":
+        # Imported here: transformers may still be importing itself when this module is registered.
+        from .swap import swap_embedding
+
+        if self.pre_quantized:
+            shape = stored_shape(self.quantization_config)
+            check_stored_factors(checkpoint_files or [], shape)
+            swap_embedding(model, shape)
+        return model
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        if self.pre_quantized:
+            _check_loaded_factors(model.get_input_embeddings())
+        else:
+            from .compress import compress_embedding
+
+            compress_embedding(model, self.quantization_config)
+        for module in model.modules():
+            if isinstance(module, ProjectiveEmbedding) and not module.primary.clusters.is_meta:
+                module.row_order()  # now, so that a compiled forward finds it
+        # Everything is an ordinary float parameter: half(), float() and to(dtype) are as safe as on a dense model.
+        model.is_quantized = False
+        return model
+
+    def _dequantize(self, model: "PreTrainedModel", dtype: torch.dtype | None = None) -> "PreTrainedModel":
+        from .swap import restore_dense
+
+        restore_dense(model)
+        return model
+
+    def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """Factors in the dtype of `codes`, where that is narrower than the model's; None leaves the state as it is."""
+        codes = self.quantization_config.codes
+        if codes is None:
+            return None, {}
+        dtype: torch.dtype = getattr(torch, codes)
+        state = model.state_dict()
+        narrowed: dict[int, Tensor] = {}  # by storage, so that tied factors stay one tensor
+        for name, module in model.named_modules(remove_duplicate=False):
+            if not isinstance(module, FactorizedTable):
+                continue
+            for factor in module.factor_names():
+                key = f"{name}.{factor}"
+                tensor = state[key]
+                if dtype.itemsize < tensor.dtype.itemsize:
+                    state[key] = narrowed.setdefault(tensor.data_ptr(), tensor.to(dtype))
+        return state, {}
+
+
+def register() -> None:
+    """Tell transformers of the quantization method; a second call changes nothing."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault("projclust", ProjClustConfig)
+    AUTO_QUANTIZER_MAPPING.setdefault("projclust", ProjClustHfQuantizer)
+
+
+def stored_shape(config: ProjClustConfig) -> "Shape":
+    """The shape that config.json states.
+
+    Raises:
+        CheckpointError: it states an impossible one.
+    """
+    from .swap import Shape
+
+    try:
+        config.check_shapes()
+    except ValueError as error:
+        raise CheckpointError(f"damaged checkpoint: {error}") from None
+    assert config.num_embeddings is not None and config.embedding_dim is not None  # checked above
+    return Shape(config.num_embeddings, config.embedding_dim, config.n_clusters, config.rank, config.affine)
+
+
+def check_stored_factors(files: list[str], shape: "Shape") -> None:
+    """Compare the factors' shapes in the safetensors headers with the ones config.json states.
+
+    Raises:
+        CheckpointError: a factor is missing or has another shape.
+    """
+    expected = {"bases": [shape.k, shape.j, shape.d], "clusters": [shape.n], "weight": [shape.n, shape.j]}
+    if shape.affine:
+        expected["means"] = [shape.k, shape.d]
+    stored: dict[str, list[int]] = {}
+    for file in files:
+        if Path(file).suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118, safe_open is no mapping
+                    stored[key] = tensors.get_slice(key).get_shape()
+        except Exception as error:  # safetensors has an error class of its own
+            raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
+    if not stored:  # a state dict, or sharded files this load does not read: transformers checks what it loads
+        return
+    prefixes = [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]
+    if not prefixes:
+        raise CheckpointError("damaged checkpoint: the bases of the compressed embedding are missing")
+    for factor, wanted in expected.items():
+        found = stored.get(prefixes[0] + factor)
+        if found is None:
+            raise CheckpointError(f"damaged checkpoint: {prefixes[0]}{factor} is missing")
+        if found != wanted:
+            raise CheckpointError(f"damaged checkpoint: {prefixes[0]}{factor} has shape {found}, expected {wanted}")
+
+
+def _check_loaded_factors(embedding: Any) -> None:
+    if not isinstance(embedding, ProjectiveEmbedding) or hasattr(embedding, "_hf_hook"):
+        return  # dispatched by accelerate, whose hooks wrap the parameters anew: nothing to read here
+    for name in [*embedding.factor_names(), "clusters"]:
+        tensor = getattr(embedding, name)
+        if tensor.is_meta:
+            continue
+        # transformers marks every tensor it read; one without the mark would be uninitialised memory.
+        if not getattr(tensor, "_is_hf_initialized", False):
+            raise CheckpointError(f"damaged checkpoint: the embedding's {name} was not loaded")
+        if name == "clusters":
+            if int(tensor.max()) >= embedding.n_clusters or int(tensor.min()) < 0:
+                raise CheckpointError(
+                    f"damaged checkpoint: a cluster id lies outside 0 .. {embedding.n_clusters - 1}"
+                )
+        elif not torch.isfinite(tensor).all():
+            raise CheckpointError(f"damaged checkpoint: the embedding's {name} has NaN or infinite entries")

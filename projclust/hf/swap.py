@@ -1,0 +1,243 @@
+"""Swapping a model's input embedding, and everything tied to it, for factorised modules and back.
+
+transformers 5 ties parameters by name: a tied output layer is a stock module of its own whose `weight` is set to the
+embedding's after loading, from tables on the model. So tied modules are swapped too, and the tables are extended by the
+other factors, on the instance of every sub-model (never on the class).
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from projclust.errors import ProjclustError
+from projclust.modules import FactorizedTable, ProjectiveEmbedding, ProjectiveLMHead
+
+_SAVED_TABLES = "_projclust_dense_ties"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a factorised table of n rows and d columns."""
+
+    n: int
+    d: int
+    k: int
+    j: int
+    affine: bool
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """A dense tensor of the table's height that stays as it was."""
+
+    name: str
+    bytes: int
+    reason: str
+
+
+def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
+    """The name and module of the token embedding.
+
+    Raises:
+        ProjclustError: the model has none, or one that cannot be factorised, by name and reason.
+    """
+    kind = type(model).__name__
+    try:
+        module = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        module = None
+    if isinstance(module, FactorizedTable):
+        raise ProjclustError(f"the input embedding of this {kind} is compressed already: expand it first")
+    if not isinstance(module, nn.Embedding):
+        found = "none" if module is None else type(module).__name__
+        raise ProjclustError(f"{kind} has no token embedding to compress (its input embedding is {found})")
+    _refuse_dense_readers(model)
+    if type(module) is not nn.Embedding and not _is_scaled(module):
+        raise ProjclustError(f"{kind} has an input embedding of class {type(module).__name__}, which is not supported")
+    if module.max_norm is not None:
+        raise ProjclustError(f"{kind} renormalises its embedding at every lookup (max_norm), which is not supported")
+    return _names_of(model, module)[0], module
+
+
+def swap_embedding(model: PreTrainedModel, shape: Shape) -> ProjectiveEmbedding:
+    """Replace the token embedding and every module tied to it by factorised modules with unset factors.
+
+    New parameters have the old weight's device and dtype; scales, padding and biases are kept.
+
+    Returns:
+        the new primary embedding.
+
+    Raises:
+        ProjclustError: see `input_embedding`; or a tied module that cannot be factorised.
+    """
+    name, old = input_embedding(model)
+    if old.weight.shape != (shape.n, shape.d):
+        rows, columns = old.weight.shape
+        raise ProjclustError(
+            f"the checkpoint's embedding is {shape.n} x {shape.d}, but the model asks for {rows} x {columns}"
+        )
+    tied = _tied_modules(model, name, old)
+    primary = _factorised_embedding(old, shape, None)
+    replacements: dict[str, FactorizedTable] = dict.fromkeys(_names_of(model, old), primary)
+    for tied_name, module in tied.items():
+        replacements[tied_name] = _factorised_tie(tied_name, module, shape, primary)
+    for target, module in replacements.items():
+        model.set_submodule(target, module)
+    _extend_tying_tables(model, set(replacements), primary.factor_names())
+    return primary
+
+
+def restore_dense(model: PreTrainedModel) -> None:
+    """Put stock modules with the rebuilt table back in place of every factorised one (the inverse of `swap_embedding`)."""
+    factorised = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, FactorizedTable)}
+    if not factorised:
+        raise ProjclustError("this model holds no compressed embedding")
+    primary = next(iter(factorised.values())).primary
+    weight = nn.Parameter(primary.dense_weight(), requires_grad=primary.weight.requires_grad)
+    rebuilt: dict[int, nn.Module] = {}
+    for name, module in factorised.items():
+        if id(module) not in rebuilt:
+            rebuilt[id(module)] = _dense_module(module, weight)
+        model.set_submodule(name, rebuilt[id(module)])
+    for _, part in _pretrained_parts(model):
+        if _SAVED_TABLES in part.__dict__:
+            # The class's own table shows again once the instance's is gone.
+            part.__dict__.pop("_tied_weights_keys", None)
+            part.all_tied_weights_keys = part.__dict__.pop(_SAVED_TABLES)
+    model.tie_weights()
+
+
+def dense_parts(model: PreTrainedModel, shape: Shape) -> list[DensePart]:
+    """Dense matrices as high as the vocabulary that are not tied to the embedding, such as an untied output layer."""
+    output = model.get_output_embeddings()
+    parts = []
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight.shape[0] == shape.n:
+            reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
+            weight = module.weight
+            parts.append(DensePart(f"{name}.weight", weight.numel() * weight.element_size(), reason))
+    return parts
+
+
+def _is_scaled(module: nn.Embedding) -> bool:
+    return type(module).__name__.endswith("ScaledWordEmbedding") and _scale_of(module) is not None
+
+
+def _scale_of(module: nn.Embedding) -> float | None:
+    # The scalar first: `embed_scale` may be a buffer without data while the model is on the meta device.
+    for attribute in ("scalar_embed_scale", "embed_scale"):
+        value = getattr(module, attribute, None)
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
+
+
+def _refuse_dense_readers(model: PreTrainedModel) -> None:
+    """Models that multiply with the embedding's dense weight by themselves, outside any module that could be swapped."""
+    for _, part in _pretrained_parts(model):
+        kind, config = type(part).__name__, part.config
+        if kind in ("DebertaForMaskedLM", "DebertaV2ForMaskedLM") and not getattr(config, "legacy", True):
+            raise ProjclustError(f"{kind} with legacy=False reads the embedding's dense weight: it cannot be compressed")
+        if str(config.model_type).startswith(("gemma4", "diffusion_gemma")):
+            raise ProjclustError(f"{kind} reads the embedding's dense weight: it cannot be compressed")
+
+
+def _pretrained_parts(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
+    """(prefix, sub-model) of every PreTrainedModel in `model`, itself included; prefixes end in a dot."""
+    return [
+        (f"{name}." if name else "", module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, PreTrainedModel)
+    ]
+
+
+def _names_of(model: nn.Module, module: nn.Module) -> list[str]:
+    return [name for name, other in model.named_modules(remove_duplicate=False) if other is module]
+
+
+def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[str, nn.Module]:
+    """Modules, by name, whose weight is tied to the embedding's, by transformers' tables or as the same parameter."""
+    names = set()
+    weight = f"{name}.weight"
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if weight in (target, source):
+            names |= {target.rpartition(".")[0], source.rpartition(".")[0]}
+    for other_name, module in model.named_modules(remove_duplicate=False):
+        if getattr(module, "weight", None) is old.weight:
+            names.add(other_name)
+    modules = {tied: model.get_submodule(tied) for tied in sorted(names)}
+    return {tied: module for tied, module in modules.items() if module is not old}
+
+
+def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTable | None) -> ProjectiveEmbedding:
+    new = ProjectiveEmbedding(
+        shape.n,
+        shape.d,
+        shape.k,
+        shape.j,
+        shape.affine,
+        padding_idx=old.padding_idx,
+        scale=_scale_of(old),
+        dtype=old.weight.dtype,
+        device=old.weight.device,
+        primary=primary,
+    )
+    new.dense_class = type(old)
+    return new
+
+
+def _factorised_tie(name: str, old: nn.Module, shape: Shape, primary: ProjectiveEmbedding) -> FactorizedTable:
+    if type(old) is nn.Linear:
+        head = ProjectiveLMHead(
+            shape.d,
+            shape.n,
+            shape.k,
+            shape.j,
+            shape.affine,
+            dtype=old.weight.dtype,
+            device=old.weight.device,
+            primary=primary,
+        )
+        head.bias = old.bias  # the parameter itself: it may be tied elsewhere
+        return head
+    if isinstance(old, nn.Embedding) and (type(old) is nn.Embedding or _is_scaled(old)):
+        return _factorised_embedding(old, shape, primary)
+    raise ProjclustError(f"{name} is tied to the embedding but is a {type(old).__name__}, which is not supported")
+
+
+def _extend_tying_tables(model: PreTrainedModel, swapped: set[str], factors: list[str]) -> None:
+    """Let every entry that ties a swapped module's weight tie the other factors too."""
+    others = [factor for factor in factors if factor != "weight"]
+
+    def extended(table: dict[str, str], prefix: str) -> dict[str, str]:
+        result = {}
+        for target, source in table.items():
+            result[target] = source
+            modules = [key.removesuffix(".weight") for key in (target, source) if key.endswith(".weight")]
+            if len(modules) == 2 and any(prefix + module in swapped for module in modules):
+                result |= {f"{modules[0]}.{factor}": f"{modules[1]}.{factor}" for factor in others}
+        return result
+
+    for prefix, part in _pretrained_parts(model):
+        if not getattr(part.config, "tie_word_embeddings", False) or not part._tied_weights_keys:
+            continue
+        part.__dict__[_SAVED_TABLES] = dict(part.all_tied_weights_keys)
+        part._tied_weights_keys = extended(part.get_expanded_tied_weights_keys(), prefix)
+        part.all_tied_weights_keys = extended(part.all_tied_weights_keys, prefix)
+
+
+def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
+    if isinstance(module, ProjectiveEmbedding):
+        options = {} if module.scale is None else {"embed_scale": module.scale}
+        embedding = module.dense_class(module.num_embeddings, module.embedding_dim, module.padding_idx, **options)
+        embedding = embedding.to(weight.device)  # a scale may be a buffer; the weight is replaced next
+        embedding.weight = weight
+        return embedding
+    head = cast(ProjectiveLMHead, module)
+    linear = nn.Linear(head.in_features, head.out_features, bias=False, device=torch.device("meta"))
+    linear.weight = weight
+    linear.bias = head.bias
+    return linear
