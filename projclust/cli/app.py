@@ -1,0 +1,86 @@
+"""The `projclust` program: its commands, and the one map from errors to messages and exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import projclust
+from projclust.errors import ProjclustError
+
+from .compress import compress
+from .expand import expand
+from .inspect import inspect
+
+USAGE_MISTAKE, FAILURE = 2, 1
+
+app = typer.Typer(
+    name="projclust",
+    help="Shrink the embedding layer of Hugging Face models, and measure what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (compress, inspect, expand):
+    app.command()(command)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"projclust {projclust.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; a mistake or failure is one line on stderr.
+
+    Returns:
+        0; 2 for a mistake the user can mend; 1 for a failure of the machine or of projclust; 130 when interrupted.
+    """
+    # The Hub client's own bars and notices would mix with ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    debug = "--debug" in arguments
+    try:
+        return int(app(list(arguments), prog_name="projclust", standalone_mode=False) or 0)
+    except ProjclustError as error:
+        return _fail(str(error), USAGE_MISTAKE, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader of our output has gone; python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except MemoryError:
+        return _fail("out of memory", FAILURE, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: unknown options, missing arguments
+            return _fail(f"{error.format_message()} (projclust --help lists what there is)", USAGE_MISTAKE, debug)
+        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILURE, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

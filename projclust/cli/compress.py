@@ -1,0 +1,134 @@
+"""`projclust compress`."""
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from . import output
+from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win
+
+# These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
+# them.
+
+
+class MethodName(str, Enum):
+    PROJECTIVE = "projective"
+    SVD = "svd"
+    RANDOM = "random"
+
+
+class CodesName(str, Enum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class DeviceName(str, Enum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def compress(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Hub id or local folder of a dense model.", metavar="MODEL")],
+    k: Annotated[int | None, typer.Option("-k", "--k", help="Number of subspaces (5; 1 with --method svd).")] = None,
+    j: Annotated[int | None, typer.Option("-j", "--j", help="Dimension of the subspaces.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off, 0.4 for 40%.")
+    ] = None,
+    method: Annotated[MethodName, typer.Option(help="svd and random are baselines.")] = MethodName.PROJECTIVE,
+    affine: Annotated[bool, typer.Option("--affine", help="Subspaces with means.")] = False,
+    weights: Annotated[str, typer.Option(help="Row weights: uniform or counts:FILE.")] = "uniform",
+    codes: Annotated[CodesName | None, typer.Option(help="Stored dtype of the factors (the model's).")] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="Starts to try.")] = 8,
+    max_iter: Annotated[int, typer.Option(min=1, help="Most steps of the fit.")] = 100,
+    tol: Annotated[float, typer.Option(min=0.0, help="Stop when a step lowers the cost by less than this.")] = 1e-4,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
+    device: Annotated[DeviceName, typer.Option(help="Where to fit.")] = DeviceName.AUTO,
+    target: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder to write (<name>-projclust).", metavar="DIR")
+    ] = None,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the sizes; fit and write nothing.")] = False,
+    revision: Revision = None,
+    config: ConfigFile = None,
+    format: OutputFormat = output.Format.HUMAN,
+    debug: Debug = False,
+) -> None:
+    """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
+
+    Example: projclust compress roberta-base --k 5 --j 40
+    """
+    from projclust.jobs.compress import CompressOptions, Hooks, compress_checkpoint
+
+    rank = flags_win(ctx, j=j, ratio=ratio)
+    options = CompressOptions(
+        model=model,
+        k=k,
+        j=rank["j"],
+        ratio=rank["ratio"],
+        method=method.value,
+        affine=affine,
+        weights=weights,
+        codes=None if codes is None else codes.value,
+        restarts=restarts,
+        max_iter=max_iter,
+        tol=tol,
+        seed=seed,
+        device=device.value,
+        output=target,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        revision=revision,
+    )
+    with output.progress_bar() as bar:
+
+        def step(restart: int, step: int, cost: float) -> None:
+            what = f"start {restart} of {restarts}" if step == 0 else f"step {step}"
+            bar.advance(f"fitting: {what}, cost {cost:.6g}", restart, restarts)
+
+        report = compress_checkpoint(options, Hooks(bar.stage, step, output.warn))
+    if format is output.Format.JSON:
+        output.print_json(report)
+    else:
+        _print_report(report)
+        output.print_next(
+            "drop --dry-run to write it" if dry_run else f"projclust inspect {report['output']}"
+        )
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    rows = [
+        ("embedding", f"{report['embedding']}, {report['n']:,} x {report['d']}"),
+        ("method", f"{report['method']}, k={report['k']}, j={report['j']}" + ", affine" * report["affine"]),
+        (
+            "parameters",
+            f"{report['params_dense']:,} -> {report['params_stored']:,} (compression rate {report['compression_rate']:.4f})",
+        ),
+        (
+            "embedding in file",
+            f"{output.megabytes(report['bytes_dense'])} -> {output.megabytes(report['bytes_stored'])} "
+            f"({report['bits_per_weight']:.2f} bits per weight, {report['codes']})",
+        ),
+        (
+            "all weights",
+            f"{output.megabytes(report['model_bytes_dense'])} -> {output.megabytes(report['model_bytes_stored'])}",
+        ),
+        *(
+            ("stays dense", f"{part['name']}, {output.megabytes(part['bytes'])}: {part['reason']}")
+            for part in report["dense_parts"]
+        ),
+    ]
+    if report["relative_error"] is not None:
+        svd = report["same_size_svd"]
+        error = f"{report['relative_error']:.4f}"
+        if report["weights"] != "uniform":
+            error += f", weighted {report['weighted_relative_error']:.4f}"
+        rows += [
+            ("relative error", f"{error} (SVD of equal size: {svd['weighted_relative_error']:.4f})"),
+            ("fit", f"{report['fit_seconds']:.1f} s on {report['device']}, {report['iterations']} steps"),
+            ("written", report["output"]),
+        ]
+    output.print_rows(rows)

@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from projclust.errors import ProjclustError
+
+from .output import Format
+
+
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProjclustError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProjclustError(f"the config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ProjclustError(f"the config file {path} must hold options as `name: value`")
+    known = {str(parameter.name) for parameter in ctx.command.params} - {"config"}
+    values: dict[str, Any] = {str(name).replace("-", "_"): value for name, value in content.items()}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ProjclustError(f"the config file {path} sets {unknown[0]!r}, which is no option of this command")
+    ctx.default_map = values
+    return path
+
+
+def flags_win(ctx: typer.Context, **rivals: Any) -> dict[str, Any]:
+    """Of options that exclude each other, drop those from a config file when the command line sets another."""
+    given = {name: value for name, value in rivals.items() if value is not None}
+    on_line = {name for name in given if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    return {name: value if not on_line or name in on_line else None for name, value in rivals.items()}
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", callback=_read_config, is_eager=True, help="YAML file that sets any option; flags win."),
+]
+OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the result.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that projclust wrote.")]

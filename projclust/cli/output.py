@@ -1,0 +1,70 @@
+"""What the commands print: results on stdout, progress and warnings on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Format(str, Enum):
+    """How a result is printed."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One JSON object on stdout and nothing else."""
+    print(json.dumps(result, indent=2))
+
+
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Aligned lines of name and value on stdout."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def print_next(hint: str) -> None:
+    """What to do next, on stdout after a human-readable result."""
+    print(f"\nnext: {hint}")
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:,.2f} MB"
+
+
+class Bar:
+    """One line on a terminal's stderr: what is being done, how far it is, how long it has taken."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+
+    def stage(self, text: str) -> None:
+        """Begin something of unknown length."""
+        self._progress.reset(self._task, total=None, description=text)
+
+    def advance(self, text: str, done: int, total: int) -> None:
+        """Show how far it is."""
+        self._progress.update(self._task, description=text, completed=done, total=total)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar on stderr; silent when stderr is not a terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress)

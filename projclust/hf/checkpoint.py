@@ -1,0 +1,235 @@
+"""Checkpoint folders: finding, reading and copying them. Only safetensors weights, never code from a checkpoint."""
+
+import fnmatch
+import json
+import math
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import transformers
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from projclust.errors import CheckpointError, ProjclustError
+
+from .quantizer import register
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+# Small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers modules.
+_SIDE_FILES = (
+    "tokenizer*",
+    "*vocab*",
+    "*merges.txt",
+    "*tokens*.json",
+    "*.model",
+    "*.jinja",
+    "bpe.codes",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+    "sentence_*config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
+    "LICENSE*",
+    "NOTICE*",
+)
+_ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a safetensors header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded first when `model` is a Hub id.
+
+    Raises:
+        ProjclustError: there is no such folder or model, or the Hub cannot be reached.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if revision is not None:
+            raise ProjclustError("--revision is for models on the Hub, but this is a local folder")
+        if not (folder / CONFIG).is_file():
+            raise ProjclustError(f"{model} holds no {CONFIG}: it is not a model folder")
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ProjclustError(f"there is no model folder {model}")
+    patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise ProjclustError(f"the model {model} has no revision {revision}") from None
+    except GatedRepoError:
+        raise ProjclustError(f"{model} is gated: accept its terms on the Hub and log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ProjclustError(f"{model} is neither a local folder nor a model on the Hub that you can read") from None
+    except LocalEntryNotFoundError:
+        raise ProjclustError(f"{model} is no local folder, and the Hub cannot be reached to look for it there") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ProjclustError(f"downloading {model} failed: {str(error).splitlines()[0]}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        CheckpointError: it is not there or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def quantization_method(config: dict[str, Any]) -> str | None:
+    """The quantization method that a config.json states: "projclust", another one's name, or None."""
+    stated = config.get("quantization_config")
+    if stated is None:
+        return None
+    return str(stated.get("quant_method")) if isinstance(stated, dict) else "unknown"
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint, read from the headers of its weight files.
+
+    Raises:
+        CheckpointError: there are no safetensors weights, or a header is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118, safe_open is no mapping
+                    view = opened.get_slice(name)
+                    shape, dtype = tuple(view.get_shape()), str(view.get_dtype())
+                    tensors[name] = StoredTensor(shape, dtype, math.prod(shape) * _ITEM_SIZES.get(dtype, 1))
+        except Exception as error:  # safetensors has an error class of its own, and mapping may fail as well
+            raise CheckpointError(f"{file} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, one or all its shards.
+
+    Raises:
+        CheckpointError: there are none, or a shard is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
+        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()), key=str)]
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing")
+        return files
+    other = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" ({other[0]} is a pickle, which projclust does not read: convert it first)" if other else ""
+    raise CheckpointError(f"{folder} holds no safetensors weights{hint}")
+
+
+def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
+    """The tensors of the module `name`, whatever prefix the checkpoint has or lacks."""
+    parts = name.split(".")
+    for start in range(len(parts)):
+        prefix = ".".join(parts[start:]) + "."
+        found = {key: tensor for key, tensor in tensors.items() if _under(key, prefix)}
+        if found:
+            return found
+    return {}
+
+
+def _under(key: str, prefix: str) -> bool:
+    module = key.rpartition(".")[0] + "."
+    return module == prefix or module.endswith("." + prefix)
+
+
+def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
+    """The transformers class that config.json names, so that a checkpoint keeps its heads; AutoModel when it names none.
+
+    Raises:
+        ProjclustError: transformers has no such class.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        return transformers.AutoModel  # type: ignore[return-value]
+    found = getattr(transformers, str(names[0]), None) if re.fullmatch(r"\w+", str(names[0])) else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ProjclustError(f"transformers {transformers.__version__} has no model class {str(names[0])[:80]!r}")
+    return found
+
+
+def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, list[str]]:
+    """Load a dense or compressed checkpoint in its own class and dtype.
+
+    Returns:
+        the model, and the names of the parameters that the checkpoint lacks (newly initialised).
+
+    Raises:
+        CheckpointError: it is damaged, foreign or newer than this projclust; one sentence says which.
+        ProjclustError: transformers does not know the model.
+    """
+    register()
+    config = read_json(folder / CONFIG)
+    stored_tensors(folder)
+    kind = model_class(config)
+    try:
+        model, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except ProjclustError:
+        raise
+    except Exception as error:  # a damaged config or header can make transformers raise nearly anything
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {first[:300]}") from error
+    if info["mismatched_keys"]:
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+        raise CheckpointError(f"{folder} is damaged: {names[0]} has another shape than config.json asks for")
+    missing = sorted(info["missing_keys"])
+    if missing and quantization_method(config) == "projclust":
+        raise CheckpointError(f"{folder} is damaged: {missing[0]} is missing")
+    return model, missing
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and any(_matches(name, pattern) for pattern in _SIDE_FILES):
+            destination = target / name
+            destination.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, destination)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)

@@ -1,0 +1,1 @@
+"""Whole commands as functions: a checkpoint folder in, a folder or a report out."""

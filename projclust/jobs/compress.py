@@ -1,0 +1,314 @@
+"""The job behind `projclust compress`: a dense checkpoint in, a compressed checkpoint folder out."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+import projclust
+from projclust.clustering import Method, ProjectiveClustering
+from projclust.clustering.estimator import Progress
+from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.card import compressed_card
+from projclust.hf.checkpoint import (
+    CONFIG,
+    copy_side_files,
+    embedding_tensors,
+    load_checkpoint,
+    quantization_method,
+    read_json,
+    resolve_checkpoint,
+    stored_tensors,
+)
+from projclust.hf.compress import compress_embedding
+from projclust.hf.config import CODES, ProjClustConfig
+from projclust.hf.folder import OPTIONS_FILE, check_space, check_target, new_folder
+from projclust.hf.swap import DensePart, Shape, dense_parts, input_embedding
+from projclust.planning import compression_rate, parameter_count, rank_for_ratio
+from projclust.report.plots import plot_fit
+from projclust.weights import read_counts
+
+REPORT_FILE = "projclust_report.json"
+PLOT_FILE = "projclust_fit.png"
+DEFAULT_K = 5
+
+# Card, report, plot, options and tokenizer: a generous allowance when asking whether the disk has room.
+_SMALL_FILES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """The options of `projclust compress`; see its --help. `k`, `j` and `output` of None are settled by the job."""
+
+    model: str
+    k: int | None = None
+    j: int | None = None
+    ratio: float | None = None
+    method: str = Method.PROJECTIVE.value
+    affine: bool = False
+    weights: str = "uniform"
+    codes: str | None = None
+    restarts: int = 8
+    max_iter: int = 100
+    tol: float = 1e-4
+    seed: int = 0
+    device: str = "auto"
+    output: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller may watch: `stage` is told what begins, `step` each step of the fit, `warn` what the user should know."""
+
+    stage: Callable[[str], None] = lambda text: None
+    step: Progress = lambda restart, step, cost: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) -> dict[str, Any]:
+    """Compress a checkpoint and write the result's folder.
+
+    Returns:
+        the report, as in projclust_report.json. With `dry_run` nothing is fitted or written, and what only a fit can
+        tell is None.
+
+    Raises:
+        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
+    """
+    started = time.perf_counter()
+    hooks = hooks or Hooks()
+    options = _settled(options)
+    output = Path(str(options.output))
+    local = Path(options.model)
+    check_target(output, options.overwrite, local if local.is_dir() else None)
+    device = _device(options.device)
+
+    hooks.stage(f"reading {options.model}")
+    source = resolve_checkpoint(options.model, options.revision)
+    method = quantization_method(read_json(source / CONFIG))
+    if method is not None:
+        hint = "projclust expand makes it dense again" if method == "projclust" else "start from the dense model"
+        raise ProjclustError(f"{options.model} is compressed already ({method}): {hint}")
+    torch.manual_seed(options.seed)  # for parameters the checkpoint lacks
+    model, missing = load_checkpoint(source)
+    if missing:
+        hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
+    name, embedding = input_embedding(model)
+    table = embedding.weight.detach()
+    shape = _shape(options, *table.shape)
+    options = replace(options, j=shape.j)
+    stored_dtype = table.dtype if options.codes is None else getattr(torch, options.codes)
+    sample_weight = _sample_weight(options.weights, source, shape.n)
+    model_bytes = _model_bytes(model)
+    report = _plan(options, shape, table, stored_dtype, model_bytes, dense_parts(model, shape), name)
+    if options.dry_run:
+        return report
+    check_space(output, report["model_bytes_stored"] + _SMALL_FILES)
+
+    hooks.stage(f"fitting {shape.k} subspaces of rank {shape.j} to {shape.n} x {shape.d}")
+    config = ProjClustConfig(
+        shape.k,
+        shape.j,
+        shape.affine,
+        options.method,
+        options.codes,
+        options.seed,
+        options.restarts,
+        options.max_iter,
+        options.tol,
+        weights=options.weights.partition(":")[0],
+    )
+    whole = ProjectiveClustering(1, 1, method=Method.SVD, device=device).fit(table, sample_weight).spectra_[0]
+    fit_started = time.perf_counter()
+    compression = compress_embedding(model, config, sample_weight, device, hooks.step)
+    fit_seconds = time.perf_counter() - fit_started
+    clustering = compression.clustering
+    svd_errors = _error_by_rank(whole)
+    report["same_size_svd"]["weighted_relative_error"] = svd_errors[report["same_size_svd"]["j"]]
+    report |= {
+        "relative_error": compression.relative_error,
+        "weighted_relative_error": compression.weighted_relative_error,
+        "cluster_sizes": torch.bincount(clustering.labels_, minlength=shape.k).tolist(),
+        "iterations": clustering.n_iter_,
+        "cost_history": clustering.cost_history_,
+        "fit_seconds": round(fit_seconds, 3),
+    }
+
+    hooks.stage(f"writing {output}")
+    with new_folder(output) as folder:
+        copy_side_files(source, folder)
+        model.save_pretrained(folder)
+        written = embedding_tensors(stored_tensors(folder), name)
+        report["bytes_stored"] = sum(tensor.bytes for tensor in written.values())
+        report["bits_per_weight"] = 8 * report["bytes_stored"] / report["params_dense"]
+        report["total_seconds"] = round(time.perf_counter() - started, 3)
+        report["peak_memory_bytes"] = _peak_memory(device)
+        plot_fit(folder / PLOT_FILE, report, _error_by_rank(clustering.spectra_), svd_errors)
+        card = compressed_card(report, source, type(model).__name__)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_options(folder, options)
+        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def write_options(folder: Path, options: Any) -> None:
+    """Write the resolved options of a job; `--config` reads the file back."""
+    fields = {name.replace("_", "-"): value for name, value in asdict(options).items() if value is not None}
+    (folder / OPTIONS_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+
+
+def _settled(options: CompressOptions) -> CompressOptions:
+    """Check what can be checked without the model, and fill in the defaults that depend on other options."""
+    if (options.j is None) == (options.ratio is None):
+        raise ProjclustError("give exactly one of --j and --ratio")
+    if options.method not in {method.value for method in Method}:
+        raise ProjclustError(f"--method must be one of {', '.join(method.value for method in Method)}")
+    if options.codes is not None and options.codes not in CODES:
+        raise ProjclustError(f"--codes must be one of {', '.join(CODES)}")
+    k = options.k
+    if options.method == Method.SVD.value:
+        if k not in (None, 1):
+            raise ProjclustError(f"--method svd is one subspace: drop --k {k}")
+        k = 1
+    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model.rpartition("/")[2]
+    return replace(
+        options,
+        k=DEFAULT_K if k is None else k,
+        output=f"{name}-projclust" if options.output is None else options.output,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ProjclustError("--device must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ProjclustError("--device cuda: this torch sees no CUDA device; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _shape(options: CompressOptions, n: int, d: int) -> Shape:
+    k = int(options.k or 0)
+    if k < 1:
+        raise ProjclustError(f"--k must be at least 1, not {k}")
+    if k > n:
+        raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
+    if options.ratio is not None:
+        j = rank_for_ratio(options.ratio, n, d, k, options.affine)
+    else:
+        j = int(options.j or 0)
+    if not 1 <= j < d:
+        raise ProjclustError(f"the rank j={j} must be at least 1 and less than the embedding's width {d}")
+    return Shape(n, d, k, j, options.affine)
+
+
+def _sample_weight(weights: str, source: Path, n: int) -> Tensor | None:
+    if weights == "uniform":
+        return None
+    kind, _, argument = weights.partition(":")
+    if kind != "counts" or not argument:
+        raise ProjclustError("--weights must be uniform or counts:FILE")
+
+    def vocabulary() -> dict[str, int]:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizer files can be damaged in any way
+            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {str(error).splitlines()[0]}") from None
+        return dict(tokenizer.get_vocab())
+
+    return read_counts(Path(argument), n, vocabulary)
+
+
+def _plan(
+    options: CompressOptions,
+    shape: Shape,
+    table: Tensor,
+    stored_dtype: torch.dtype,
+    model_bytes: int,
+    parts: list[DensePart],
+    name: str,
+) -> dict[str, Any]:
+    """The report as far as it is known before the fit."""
+    n, d, k, j = shape.n, shape.d, shape.k, shape.j
+    stored = parameter_count(n, d, k, j, shape.affine)
+    ids = n * (1 if k <= 256 else 4)
+    bytes_dense = table.numel() * table.element_size()
+    bytes_stored = stored * stored_dtype.itemsize + ids
+    return {
+        "model": options.model,
+        "method": options.method,
+        "k": k,
+        "j": j,
+        "affine": shape.affine,
+        "n": n,
+        "d": d,
+        "seed": options.seed,
+        "weights": options.weights.partition(":")[0],
+        "codes": str(stored_dtype).removeprefix("torch."),
+        "device": str(_device(options.device)),
+        "params_dense": n * d,
+        "params_stored": stored,
+        "compression_rate": compression_rate(n, d, k, j, shape.affine),
+        "bytes_dense": bytes_dense,
+        "bytes_stored": bytes_stored,
+        "bits_per_weight": 8 * bytes_stored / (n * d),
+        "relative_error": None,
+        "weighted_relative_error": None,
+        "cluster_sizes": None,
+        "ranks": [j] * k,
+        "iterations": None,
+        "cost_history": None,
+        "restarts": options.restarts,
+        "fit_seconds": None,
+        "total_seconds": None,
+        "peak_memory_bytes": None,
+        "output": str(options.output),
+        "versions": _versions(),
+        "embedding": name,
+        "model_bytes_dense": model_bytes,
+        "model_bytes_stored": model_bytes - bytes_dense + bytes_stored,
+        "dense_parts": [asdict(part) for part in parts if part.name != f"{name}.weight"],
+        # The rank at which one subspace has no more parameters than this.
+        "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
+    }
+
+
+def _model_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all weights, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _error_by_rank(spectra: Tensor) -> list[float]:
+    """Relative squared error at every rank from 0 to d, from the eigenvalues of the groups' scatter matrices."""
+    total = spectra.sum(0) if spectra.dim() == 2 else spectra  # (d,)
+    tails = torch.cat([total.flip(0).cumsum(0).flip(0), total.new_zeros(1)])
+    return (tails / tails[0].clamp(min=1e-300)).tolist()
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Peak bytes on the GPU, or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "transformers", "safetensors")}
+    return {"projclust": projclust.__version__, "python": platform.python_version(), **packages}

@@ -1,0 +1,62 @@
+"""The job behind `projclust expand`: a compressed checkpoint in, a stock dense one out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projclust.errors import ProjclustError
+from projclust.hf.card import expanded_card
+from projclust.hf.checkpoint import (
+    CONFIG,
+    copy_side_files,
+    load_checkpoint,
+    quantization_method,
+    read_json,
+    resolve_checkpoint,
+    stored_tensors,
+)
+from projclust.hf.folder import check_target, new_folder
+from projclust.hf.swap import restore_dense
+
+from .compress import write_options
+
+
+@dataclass(frozen=True)
+class ExpandOptions:
+    """The options of `projclust expand`; see its --help."""
+
+    path: str
+    output: str
+    overwrite: bool = False
+    revision: str | None = None
+
+
+def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
+    """Write the dense twin of a compressed checkpoint.
+
+    Returns:
+        "path", "output", and the bytes of all weights before and after.
+
+    Raises:
+        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
+    """
+    output = Path(options.output)
+    local = Path(options.path)
+    check_target(output, options.overwrite, local if local.is_dir() else None)
+    source = resolve_checkpoint(options.path, options.revision)
+    if quantization_method(read_json(source / CONFIG)) != "projclust":
+        raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
+    model, _ = load_checkpoint(source)
+    model.dequantize()
+    with new_folder(output) as folder:
+        copy_side_files(source, folder)
+        model.save_pretrained(folder)
+        (folder / "README.md").write_text(expanded_card(options.path, source), encoding="utf-8")
+        write_options(folder, options)
+        after = stored_tensors(folder)
+    return {
+        "path": options.path,
+        "output": options.output,
+        "model_bytes_stored": sum(tensor.bytes for tensor in stored_tensors(source).values()),
+        "model_bytes_dense": sum(tensor.bytes for tensor in after.values()),
+    }
