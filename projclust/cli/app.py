@@ -54,10 +54,6 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         0; 2 for a mistake the user can mend; 1 for a failure of the machine or of projclust; 130 when interrupted.
     """
-    # The Hub client's own bars and notices would mix with ours.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in arguments

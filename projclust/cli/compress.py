@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import output
 from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win
+from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, warn
 
 # These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
 # them.
@@ -47,14 +47,14 @@ def compress(
     tol: Annotated[float, typer.Option(min=0.0, help="Stop when a step lowers the cost by less than this.")] = 1e-4,
     seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to fit.")] = DeviceName.AUTO,
-    target: Annotated[
+    output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write (<name>-projclust).", metavar="DIR")
     ] = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the sizes; fit and write nothing.")] = False,
     revision: Revision = None,
     config: ConfigFile = None,
-    format: OutputFormat = output.Format.HUMAN,
+    format: OutputFormat = Format.HUMAN,
     debug: Debug = False,
 ) -> None:
     """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
@@ -78,25 +78,23 @@ def compress(
         tol=tol,
         seed=seed,
         device=device.value,
-        output=target,
+        output=output,
         overwrite=overwrite,
         dry_run=dry_run,
         revision=revision,
     )
-    with output.progress_bar() as bar:
+    with progress_bar() as bar:
 
         def step(restart: int, step: int, cost: float) -> None:
             what = f"start {restart} of {restarts}" if step == 0 else f"step {step}"
             bar.advance(f"fitting: {what}, cost {cost:.6g}", restart, restarts)
 
-        report = compress_checkpoint(options, Hooks(bar.stage, step, output.warn))
-    if format is output.Format.JSON:
-        output.print_json(report)
+        report = compress_checkpoint(options, Hooks(bar.stage, step, warn))
+    if format is Format.JSON:
+        print_json(report)
     else:
         _print_report(report)
-        output.print_next(
-            "drop --dry-run to write it" if dry_run else f"projclust inspect {report['output']}"
-        )
+        print_next("drop --dry-run to write it" if dry_run else f"projclust inspect {report['output']}")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -105,19 +103,20 @@ def _print_report(report: dict[str, Any]) -> None:
         ("method", f"{report['method']}, k={report['k']}, j={report['j']}" + ", affine" * report["affine"]),
         (
             "parameters",
-            f"{report['params_dense']:,} -> {report['params_stored']:,} (compression rate {report['compression_rate']:.4f})",
+            f"{report['params_dense']:,} -> {report['params_stored']:,} "
+            f"(compression rate {report['compression_rate']:.4f})",
         ),
         (
             "embedding in file",
-            f"{output.megabytes(report['bytes_dense'])} -> {output.megabytes(report['bytes_stored'])} "
+            f"{megabytes(report['bytes_dense'])} -> {megabytes(report['bytes_stored'])} "
             f"({report['bits_per_weight']:.2f} bits per weight, {report['codes']})",
         ),
         (
             "all weights",
-            f"{output.megabytes(report['model_bytes_dense'])} -> {output.megabytes(report['model_bytes_stored'])}",
+            f"{megabytes(report['model_bytes_dense'])} -> {megabytes(report['model_bytes_stored'])}",
         ),
         *(
-            ("stays dense", f"{part['name']}, {output.megabytes(part['bytes'])}: {part['reason']}")
+            ("stays dense", f"{part['name']}, {megabytes(part['bytes'])}: {part['reason']}")
             for part in report["dense_parts"]
         ),
     ]
@@ -131,4 +130,4 @@ def _print_report(report: dict[str, Any]) -> None:
             ("fit", f"{report['fit_seconds']:.1f} s on {report['device']}, {report['iterations']} steps"),
             ("written", report["output"]),
         ]
-    output.print_rows(rows)
+    print_rows(rows)

@@ -4,17 +4,17 @@ from typing import Annotated
 
 import typer
 
-from . import output
 from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision
+from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar
 
 
 def expand(
     path: Annotated[str, typer.Argument(help="Folder or Hub id of a compressed model.", metavar="PATH")],
-    target: Annotated[str, typer.Option("-o", "--output", help="Folder to write.", metavar="DIR")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder to write.", metavar="DIR")],
     overwrite: Overwrite = False,
     revision: Revision = None,
     config: ConfigFile = None,
-    format: OutputFormat = output.Format.HUMAN,
+    format: OutputFormat = Format.HUMAN,
     debug: Debug = False,
 ) -> None:
     """Write a compressed checkpoint as a stock dense one that needs no projclust.
@@ -23,12 +23,12 @@ def expand(
     """
     from projclust.jobs.expand import ExpandOptions, expand_checkpoint
 
-    with output.progress_bar() as bar:
+    with progress_bar() as bar:
         bar.stage(f"expanding {path}")
-        result = expand_checkpoint(ExpandOptions(path, target, overwrite, revision))
-    if format is output.Format.JSON:
-        output.print_json(result)
+        result = expand_checkpoint(ExpandOptions(path, output, overwrite, revision))
+    if format is Format.JSON:
+        print_json(result)
         return
-    sizes = output.megabytes(result["model_bytes_stored"]), output.megabytes(result["model_bytes_dense"])
-    output.print_rows([("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result["output"])])
-    output.print_next(f"AutoModel.from_pretrained({result['output']!r})")
+    sizes = megabytes(result["model_bytes_stored"]), megabytes(result["model_bytes_dense"])
+    print_rows([("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result["output"])])
+    print_next(f"AutoModel.from_pretrained({result['output']!r})")

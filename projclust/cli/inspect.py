@@ -4,15 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from . import output
 from .options import ConfigFile, Debug, OutputFormat, Revision
+from .output import Format, megabytes, print_json, print_next, print_rows
 
 
 def inspect(
     path: Annotated[str, typer.Argument(help="Folder or Hub id of a dense or compressed model.", metavar="PATH")],
     revision: Revision = None,
     config: ConfigFile = None,
-    format: OutputFormat = output.Format.HUMAN,
+    format: OutputFormat = Format.HUMAN,
     debug: Debug = False,
 ) -> None:
     """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance.
@@ -22,26 +22,29 @@ def inspect(
     from projclust.jobs.inspect import inspect_checkpoint
 
     result = inspect_checkpoint(path, revision)
-    if format is output.Format.JSON:
-        output.print_json(result)
+    if format is Format.JSON:
+        print_json(result)
         return
-    output.print_rows(_rows(result))
+    print_rows(_rows(result))
     if result["compressed"]:
-        output.print_next(f"projclust expand {path} -o DIR")
+        print_next(f"projclust expand {path} -o DIR")
     else:
-        output.print_next(f"projclust compress {path} --k 5 --ratio 0.4")
+        print_next(f"projclust compress {path} --k 5 --ratio 0.4")
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
-        ("model", f"{result['model_class']}, {output.megabytes(result['model_bytes_stored'])} of weights"),
+        ("model", f"{result['model_class']}, {megabytes(result['model_bytes_stored'])} of weights"),
         ("embedding", f"{result['embedding']}, {result['n']:,} x {result['d']}"),
         (
             "embedding in file",
-            f"{output.megabytes(result['bytes_stored'])} ({result['bits_per_weight']:.2f} bits per weight)",
+            f"{megabytes(result['bytes_stored'])} ({result['bits_per_weight']:.2f} bits per weight)",
         ),
         *(
-            (f"  {name.rpartition('.')[2]}", f"{'x'.join(map(str, part['shape']))} {part['dtype']}, {part['bytes']:,} bytes")
+            (
+                f"  {name.rpartition('.')[2]}",
+                f"{'x'.join(map(str, part['shape']))} {part['dtype']}, {part['bytes']:,} bytes",
+            )
             for name, part in result["parts"].items()
         ),
     ]
@@ -50,9 +53,14 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     error = result["relative_error"]
     affine = ", affine" * result["affine"]
     rows += [
-        ("compressed", f"{result['method']}, k={result['k']}, j={result['j']}{affine}, row weights {result['weights']}"),
+        (
+            "compressed",
+            f"{result['method']}, k={result['k']}, j={result['j']}{affine}, row weights {result['weights']}",
+        ),
         ("relative error", "unknown (no report in the folder)" if error is None else f"{error:.4f}"),
     ]
     if result["model"] is not None:
-        rows.append(("made from", f"{result['model']}, seed {result['seed']}, projclust {result['versions']['projclust']}"))
+        rows.append(
+            ("made from", f"{result['model']}, seed {result['seed']}, projclust {result['versions']['projclust']}")
+        )
     return rows

@@ -50,10 +50,11 @@ class Bar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("starting", total=None)
+        self._task = progress.add_task("", total=None)
 
     def stage(self, text: str) -> None:
         """Begin something of unknown length."""
+        self._progress.start()
         self._progress.reset(self._task, total=None, description=text)
 
     def advance(self, text: str, done: int, total: int) -> None:
@@ -63,8 +64,18 @@ class Bar:
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """A bar on stderr; silent when stderr is not a terminal."""
+    """A bar on stderr, from its first stage on; silent when stderr is not a terminal.
+
+    Until then the Hub client shows its own bars for downloads. Those of transformers are switched off.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    try:
         yield Bar(progress)
+    finally:
+        progress.stop()

@@ -111,7 +111,7 @@ class ProjectiveClustering:
             progress: called with the restart, the step (0: a start was judged) and the cost.
 
         Raises:
-            ProjclustError: NaN or infinity in `X`, j >= d, k > n, weights that are negative or all zero, an unknown option.
+            ProjclustError: NaN or infinity in `X`, j >= d, k > n, negative or all-zero weights, an unknown option.
         """
         method, init = self._validated_options()
         table = _as_table(X, self.device)
@@ -127,9 +127,7 @@ class ProjectiveClustering:
             fit = self._fit_projective(table, weights, init, generator, progress or _silent)
         else:
             labels = random_partition(n, self.n_clusters, generator).to(table.device)
-            subspaces = fit_subspaces(
-                table, weights, labels, self.n_clusters, self.rank, self.affine, exact=True
-            )
+            subspaces = fit_subspaces(table, weights, labels, self.n_clusters, self.rank, self.affine, exact=True)
             fit = describe(table, weights, labels, subspaces, [])
         self.labels_ = fit.labels
         self.components_ = fit.subspaces.bases
@@ -154,9 +152,7 @@ class ProjectiveClustering:
         k, rank = self.n_clusters, self.rank
         best = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         if k > 1:
-            scouting, climbing = (
-                [r for r in ranks if r < rank] for ranks in (_SCOUTING_RANKS, _CLIMBING_RANKS)
-            )
+            scouting, climbing = ([r for r in ranks if r < rank] for ranks in (_SCOUTING_RANKS, _CLIMBING_RANKS))
             lowest = torch.inf
             for restart in range(1, self.restarts + 1):
                 labels = first_labels(init, table, norms, weights, k, rank, generator)

@@ -103,9 +103,7 @@ def _residual_seeding(
         one = torch.zeros(group_size, dtype=torch.int64, device=table.device)
         fitted.append(fit_subspaces(table[group], group_weights, one, 1, rank, affine=False))
         distances = torch.minimum(distances, assign_rows(table, norms, fitted[-1])[1])
-    together = Subspaces(
-        torch.cat([one.bases for one in fitted]), None, torch.cat([one.spectra for one in fitted])
-    )
+    together = Subspaces(torch.cat([one.bases for one in fitted]), None, torch.cat([one.spectra for one in fitted]))
     return assign_rows(table, norms, together)[0]
 
 

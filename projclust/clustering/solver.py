@@ -1,7 +1,7 @@
 """A single run of projective clustering: Lloyd's alternation between subspaces and labels.
 
-Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. The problem is
-``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j.
+Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. The problem
+is ``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j.
 """
 
 from collections.abc import Callable, Sequence

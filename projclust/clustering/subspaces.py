@@ -133,7 +133,7 @@ def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
             identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
             if (vectors.T @ vectors - identity).abs().max() < 1e-9:
                 return values, vectors
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
         values, vectors = torch.linalg.eigh(gram.cpu())
         return values.to(gram.device), vectors.to(gram.device)
@@ -150,7 +150,7 @@ def assign_rows(table: Tensor, norms: Tensor, subspaces: Subspaces) -> tuple[Ten
     Returns:
         labels (n,) int64 and the squared distances (n,) to those subspaces, in the working dtype.
     """
-    k, j, d = subspaces.bases.shape
+    k, j, _ = subspaces.bases.shape
     stacked = subspaces.bases.flatten(0, 1)  # (k*j, d)
     means = subspaces.means
     if means is not None:

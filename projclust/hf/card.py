@@ -27,18 +27,20 @@ def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> s
         rows[-1:-1] = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
     dense = "".join(
-        f"\n`{part['name']}` ({part['bytes']:,} bytes) stays dense: {part['reason']}.\n" for part in report["dense_parts"]
+        f"\n`{part['name']}` ({part['bytes']:,} bytes) stays dense: {part['reason']}.\n"
+        for part in report["dense_parts"]
     )
     return f"""{_front_matter(report["model"], source, "quantized")}
 # {heading}
 
-The word embedding of {_linked(report["model"])} was replaced by projective clustering: each row lies in one of
-{report["k"]} subspaces of dimension {report["j"]} and is stored as its {report["j"]} coordinates there.
+The word embedding of {_linked(report["model"])} was factorised: each row lies in one of {report["k"]} subspaces of
+dimension {report["j"]} and is stored as its {report["j"]} coordinates there.
 No other weight was changed, and nothing was trained.
 
 {table}
 {dense}
-The error says how close the table is to the original one, not how accurate the model is on a task: measure that before use.
+The error says how close the table is to the original one, not how accurate the model is on a task: measure that
+before use.
 
 ## Load it
 
@@ -55,8 +57,8 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 ## Source
 
 [Deep Learning Meets Projective Clustering]({_PAPER}), Maalouf, Lang, Rus and Feldman, ICLR 2021.
-Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure, projclust_options.yaml the
-options to make it again.
+Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure,
+projclust_options.yaml the options to make it again.
 """
 
 
@@ -65,8 +67,8 @@ def expanded_card(model: str, source: Path) -> str:
     return f"""{_front_matter(None, source, None)}
 # {_short_name(model)}, expanded
 
-A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is dense again,
-with the compression's approximation in it. It needs no projclust to load.
+A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
+dense again, with the compression's approximation in it. It needs no projclust to load.
 """
 
 

@@ -87,7 +87,9 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, HFValidationError):
         raise ProjclustError(f"{model} is neither a local folder nor a model on the Hub that you can read") from None
     except LocalEntryNotFoundError:
-        raise ProjclustError(f"{model} is no local folder, and the Hub cannot be reached to look for it there") from None
+        raise ProjclustError(
+            f"{model} is no local folder, and the Hub cannot be reached to look for it there"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ProjclustError(f"downloading {model} failed: {str(error).splitlines()[0]}") from None
 
@@ -175,14 +177,14 @@ def _under(key: str, prefix: str) -> bool:
 
 
 def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
-    """The transformers class that config.json names, so that a checkpoint keeps its heads; AutoModel when it names none.
+    """The transformers class that config.json names, so that heads are kept; AutoModel when it names none.
 
     Raises:
         ProjclustError: transformers has no such class.
     """
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
-        return transformers.AutoModel  # type: ignore[return-value]
+        return transformers.AutoModel
     found = getattr(transformers, str(names[0]), None) if re.fullmatch(r"\w+", str(names[0])) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ProjclustError(f"transformers {transformers.__version__} has no model class {str(names[0])[:80]!r}")

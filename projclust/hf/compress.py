@@ -123,10 +123,9 @@ def compress_embedding(
     embedding.set_factors(clustering.labels_, coefficients, bases, means)
     embedding.requires_grad_(old.weight.requires_grad)
     model.tie_weights()
-    embedding.row_order()
 
     model.hf_quantizer = ProjClustHfQuantizer(config, pre_quantized=True)
-    model.quantization_method = "projclust"  # type: ignore[assignment]
+    model.quantization_method = "projclust"
     model.is_quantized = False
     model.config.quantization_config = config
     error, weighted_error = _relative_errors(table, embedding, sample_weight)

@@ -47,7 +47,7 @@ class ProjClustConfig(QuantizationConfigMixin):
     ) -> None:
         kwargs.pop("quant_method", None)
         kwargs.pop("dequantize", None)  # an option of other quantizers' loading, never stored here
-        self.quant_method = "projclust"  # type: ignore[assignment]
+        self.quant_method = "projclust"
         self.version = version
         self.n_clusters = n_clusters
         self.rank = rank

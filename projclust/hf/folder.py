@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -21,8 +22,8 @@ def check_target(target: Path, overwrite: bool, source: Path | None = None) -> N
     """Refuse an output folder that must not or cannot be written, before any work is done.
 
     Raises:
-        ProjclustError: it exists and `overwrite` is false; it exists and projclust did not write it; it is, holds or lies
-            in the folder `source`; its parent does not exist or is not writable.
+        ProjclustError: it exists and `overwrite` is false; it exists and projclust did not write it; it is, holds or
+            lies in the folder `source`; its parent does not exist or is not writable.
     """
     if source is not None:
         new, old = target.resolve(), source.resolve()
@@ -119,7 +120,7 @@ def _put_in_place(staging: Path, target: Path) -> None:
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step, where the system can."""
     names = os.fsencode(first), os.fsencode(second.absolute())
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         at_cwd, rename_exchange = -100, 2
         return bool(libc.renameat2(at_cwd, names[0], at_cwd, names[1], rename_exchange) == 0)

@@ -119,8 +119,8 @@ def stored_shape(config: ProjClustConfig) -> "Shape":
         config.check_shapes()
     except ValueError as error:
         raise CheckpointError(f"damaged checkpoint: {error}") from None
-    assert config.num_embeddings is not None and config.embedding_dim is not None  # checked above
-    return Shape(config.num_embeddings, config.embedding_dim, config.n_clusters, config.rank, config.affine)
+    n, d = int(config.num_embeddings or 0), int(config.embedding_dim or 0)  # positive, as checked above
+    return Shape(n, d, config.n_clusters, config.rank, config.affine)
 
 
 def check_stored_factors(files: list[str], shape: "Shape") -> None:
@@ -167,8 +167,6 @@ def _check_loaded_factors(embedding: Any) -> None:
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} was not loaded")
         if name == "clusters":
             if int(tensor.max()) >= embedding.n_clusters or int(tensor.min()) < 0:
-                raise CheckpointError(
-                    f"damaged checkpoint: a cluster id lies outside 0 .. {embedding.n_clusters - 1}"
-                )
+                raise CheckpointError(f"damaged checkpoint: a cluster id lies outside 0 .. {embedding.n_clusters - 1}")
         elif not torch.isfinite(tensor).all():
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} has NaN or infinite entries")

@@ -6,7 +6,7 @@ other factors, on the instance of every sub-model (never on the class).
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -91,7 +91,7 @@ def swap_embedding(model: PreTrainedModel, shape: Shape) -> ProjectiveEmbedding:
 
 
 def restore_dense(model: PreTrainedModel) -> None:
-    """Put stock modules with the rebuilt table back in place of every factorised one (the inverse of `swap_embedding`)."""
+    """Put stock modules with the rebuilt table back in place of every factorised one: undoes `swap_embedding`."""
     factorised = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, FactorizedTable)}
     if not factorised:
         raise ProjclustError("this model holds no compressed embedding")
@@ -136,13 +136,15 @@ def _scale_of(module: nn.Embedding) -> float | None:
 
 
 def _refuse_dense_readers(model: PreTrainedModel) -> None:
-    """Models that multiply with the embedding's dense weight by themselves, outside any module that could be swapped."""
+    """Models that multiply with the embedding's dense weight themselves, outside any module that could be swapped."""
     for _, part in _pretrained_parts(model):
         kind, config = type(part).__name__, part.config
         if kind in ("DebertaForMaskedLM", "DebertaV2ForMaskedLM") and not getattr(config, "legacy", True):
-            raise ProjclustError(f"{kind} with legacy=False reads the embedding's dense weight: it cannot be compressed")
+            raise ProjclustError(
+                f"{kind} with legacy=False reads the embedding's dense weight: it cannot be compressed"
+            )
         if str(config.model_type).startswith(("gemma4", "diffusion_gemma")):
-            raise ProjclustError(f"{kind} reads the embedding's dense weight: it cannot be compressed")
+            raise ProjclustError(f"{kind} reads the dense embedding itself: it cannot be compressed")
 
 
 def _pretrained_parts(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
@@ -231,7 +233,7 @@ def _extend_tying_tables(model: PreTrainedModel, swapped: set[str], factors: lis
 
 def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
     if isinstance(module, ProjectiveEmbedding):
-        options = {} if module.scale is None else {"embed_scale": module.scale}
+        options: dict[str, Any] = {} if module.scale is None else {"embed_scale": module.scale}
         embedding = module.dense_class(module.num_embeddings, module.embedding_dim, module.padding_idx, **options)
         embedding = embedding.to(weight.device)  # a scale may be a buffer; the weight is replaced next
         embedding.weight = weight
@@ -239,5 +241,5 @@ def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
     head = cast(ProjectiveLMHead, module)
     linear = nn.Linear(head.in_features, head.out_features, bias=False, device=torch.device("meta"))
     linear.weight = weight
-    linear.bias = head.bias
+    linear.register_parameter("bias", head.bias)
     return linear

@@ -71,7 +71,7 @@ class CompressOptions:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller may watch: `stage` is told what begins, `step` each step of the fit, `warn` what the user should know."""
+    """What a caller may watch: what begins, each step of the fit, and what the user should know."""
 
     stage: Callable[[str], None] = lambda text: None
     step: Progress = lambda restart, step, cost: None
@@ -96,8 +96,8 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     check_target(output, options.overwrite, local if local.is_dir() else None)
     device = _device(options.device)
 
-    hooks.stage(f"reading {options.model}")
     source = resolve_checkpoint(options.model, options.revision)
+    hooks.stage(f"reading {options.model}")
     method = quantization_method(read_json(source / CONFIG))
     if method is not None:
         hint = "projclust expand makes it dense again" if method == "projclust" else "start from the dense model"
@@ -205,10 +205,7 @@ def _shape(options: CompressOptions, n: int, d: int) -> Shape:
         raise ProjclustError(f"--k must be at least 1, not {k}")
     if k > n:
         raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
-    if options.ratio is not None:
-        j = rank_for_ratio(options.ratio, n, d, k, options.affine)
-    else:
-        j = int(options.j or 0)
+    j = int(options.j or 0) if options.ratio is None else rank_for_ratio(options.ratio, n, d, k, options.affine)
     if not 1 <= j < d:
         raise ProjclustError(f"the rank j={j} must be at least 1 and less than the embedding's width {d}")
     return Shape(n, d, k, j, options.affine)
@@ -225,7 +222,8 @@ def _sample_weight(weights: str, source: Path, n: int) -> Tensor | None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizer files can be damaged in any way
-            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {str(error).splitlines()[0]}") from None
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {reason}") from None
         return dict(tokenizer.get_vocab())
 
     return read_counts(Path(argument), n, vocabulary)

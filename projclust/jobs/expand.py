@@ -16,7 +16,6 @@ from projclust.hf.checkpoint import (
     stored_tensors,
 )
 from projclust.hf.folder import check_target, new_folder
-from projclust.hf.swap import restore_dense
 
 from .compress import write_options
 

@@ -37,6 +37,9 @@ class FactorizedTable(nn.Module):
             only. Secondary tables (a tied head) share the factors and read `clusters` from the primary.
     """
 
+    weight: nn.Parameter
+    bases: nn.Parameter
+    means: nn.Parameter | None
     clusters: Tensor
 
     def __init__(
@@ -102,6 +105,7 @@ class FactorizedTable(nn.Module):
         self.bases.copy_(bases)
         if self.means is not None and means is not None:
             self.means.copy_(means)
+        self.row_order()
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:

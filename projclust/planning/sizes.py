@@ -17,7 +17,7 @@ def rank_for_ratio(ratio: float, n: int, d: int, k: int, affine: bool = False) -
     """The largest rank whose compression rate is at least `ratio`.
 
     Raises:
-        ProjclustError: no rank between 1 and d - 1 meets it.
+        ProjclustError: `ratio` is not between 0 and 1, or not even rank 1 meets it.
     """
     if not 0 < ratio < 1:
         raise ProjclustError(f"the ratio must lie between 0 and 1 (0.4 takes 40% off), not {ratio:g}")
@@ -25,6 +25,4 @@ def rank_for_ratio(ratio: float, n: int, d: int, k: int, affine: bool = False) -
     rank = int(budget // (n + k * d))
     if rank < 1:
         raise ProjclustError(f"a ratio of {ratio:g} leaves no room for k={k} subspaces of rank 1: lower --ratio or --k")
-    if rank >= d:
-        raise ProjclustError(f"a ratio of {ratio:g} asks for rank {rank}, not less than the width {d}: raise --ratio")
     return rank

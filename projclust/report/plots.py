@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402, the backend must be chosen first
+from matplotlib import pyplot
 
 # Colours that stay apart for colour-blind readers (Okabe & Ito).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
@@ -29,7 +29,9 @@ def plot_fit(
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     history = report["cost_history"]
     left.plot(range(1, len(history) + 1), history, marker="o", color=BLUE)
-    left.set(title="Cost after each step", xlabel="step (the last one is the exact finish)", ylabel="weighted squared error")
+    left.set(
+        title="Cost after each step", xlabel="step (the last one is the exact finish)", ylabel="weighted squared error"
+    )
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
 
@@ -37,7 +39,9 @@ def plot_fit(
     right.plot(error_by_rank, color=BLUE, label=f"these {k} clusters" if k > 1 else "one subspace")
     if k > 1:
         right.plot(svd_error_by_rank, color=ORANGE, label="SVD (one subspace)")
-        right.plot(svd["j"], svd["weighted_relative_error"], "s", color=ORANGE, label=f"SVD of equal size, rank {svd['j']}")
+        right.plot(
+            svd["j"], svd["weighted_relative_error"], "s", color=ORANGE, label=f"SVD of equal size, rank {svd['j']}"
+        )
     right.plot(j, report["weighted_relative_error"], "o", color=BLUE, label=f"stored, rank {j}")
     right.set(title="Error against rank", xlabel="rank", ylabel="relative squared error", ylim=(0, 1))
     right.grid(alpha=0.3)

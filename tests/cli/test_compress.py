@@ -1,0 +1,223 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from commandline import Cli, snapshot
+from safetensors.torch import load_file
+from tiny_models import VOCABULARY, WIDTH, tiny_model
+
+from projclust.cli.compress import CodesName, DeviceName, MethodName
+from projclust.clustering import Method
+from projclust.hf.config import CODES
+
+REPORT_FIELDS = {
+    *("model", "method", "k", "j", "affine", "n", "d", "seed", "weights", "codes", "device"),
+    *("params_dense", "params_stored", "compression_rate"),
+    *("bytes_dense", "bytes_stored", "bits_per_weight"),
+    *("relative_error", "weighted_relative_error"),
+    *("cluster_sizes", "ranks", "iterations", "cost_history", "restarts"),
+    *("fit_seconds", "total_seconds", "peak_memory_bytes", "output", "versions"),
+}
+
+
+def compress(cli: Cli, *arguments: object) -> dict[str, Any]:
+    outcome = cli("compress", *arguments, "--format", "json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == ""
+    return outcome.json
+
+
+def test_report_is_the_contract_and_tells_the_truth(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    source = snapshot(tiny_folder)
+    out = tmp_path / "out"
+    report = compress(cli, tiny_folder, "--k", 3, "--j", 5, "-o", out)
+    assert snapshot(tiny_folder) == source
+    assert set(report) >= REPORT_FIELDS
+    assert json.loads((out / "projclust_report.json").read_text()) == report
+    n, d, k, j = VOCABULARY, WIDTH, 3, 5
+    assert (report["n"], report["d"], report["k"], report["j"]) == (n, d, k, j)
+    assert report["params_dense"] == n * d
+    assert report["params_stored"] == n * j + k * j * d
+    assert report["compression_rate"] == 1 - report["params_stored"] / (n * d)
+    assert report["ranks"] == [j] * k
+    assert sum(report["cluster_sizes"]) == n
+    assert report["iterations"] == len(report["cost_history"])
+
+    stored = load_file(out / "model.safetensors")
+    factors = {name: t for name, t in stored.items() if "word_embeddings" in name}
+    assert (
+        report["bytes_stored"]
+        == sum(t.numel() * t.element_size() for t in factors.values())
+        == 4 * report["params_stored"] + n
+    )
+    assert report["bits_per_weight"] == pytest.approx(8 * report["bytes_stored"] / (n * d))
+    assert report["model_bytes_stored"] == sum(t.numel() * t.element_size() for t in stored.values())
+
+    from transformers import AutoModel
+
+    table = load_file(tiny_folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"].double()
+    rebuilt = AutoModel.from_pretrained(out).get_input_embeddings().dense_weight().double()
+    error = ((rebuilt - table).square().sum() / table.square().sum()).item()
+    assert report["relative_error"] == report["weighted_relative_error"] == pytest.approx(error, rel=1e-5)
+    assert report["cost_history"][-1] == pytest.approx((rebuilt - table).square().sum().item(), rel=1e-5)
+
+
+def test_the_folder_is_complete(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress(cli, tiny_folder, "--k", 3, "--ratio", 0.4, "-o", out)
+    names = {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "projclust_report.json",
+        "projclust_options.yaml",
+        "vocab.txt",
+    }
+    assert {path.name for path in out.iterdir()} == {*names, "projclust_fit.png"}
+    assert (out / "projclust_fit.png").read_bytes().startswith(b"\x89PNG")
+    _, front, body = (out / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["library_name"] == "transformers"
+    assert card["tags"] == ["projclust"]
+    assert "base_model" not in card  # a local folder means nothing to others
+    for text in ("BertForMaskedLM.from_pretrained", "arxiv.org/abs/2010.04290", "relative squared error"):
+        assert text in body
+
+
+def test_same_seed_same_bytes(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        compress(cli, tiny_folder, "--k", 3, "--j", 5, "--seed", seed, "-o", tmp_path / name)
+    first, second, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert first == second != other
+
+
+def test_baselines_and_their_sizes(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    errors = {}
+    for method in ("projective", "svd", "random"):
+        report = compress(cli, tiny_folder, "--ratio", 0.3, "--method", method, "-o", tmp_path / method)
+        assert report["k"] == (1 if method == "svd" else 5)
+        assert report["compression_rate"] >= 0.3
+        errors[method] = report["relative_error"]
+        assert report["method"] == method
+    assert errors["projective"] < errors["random"]
+    svd = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())
+    same = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())["same_size_svd"]
+    assert same == {"j": svd["j"], "weighted_relative_error": pytest.approx(svd["relative_error"], rel=1e-4)}
+
+
+@pytest.mark.parametrize("codes", ["float16", "bfloat16"])
+def test_narrow_codes_halve_the_bytes(cli: Cli, tiny_folder: Path, tmp_path: Path, codes: str) -> None:
+    report = compress(cli, tiny_folder, "--k", 3, "--j", 5, "--codes", codes, "--affine", "-o", tmp_path / "out")
+    assert report["codes"] == codes
+    assert report["bytes_stored"] == 2 * report["params_stored"] + VOCABULARY
+    shown = cli("inspect", tmp_path / "out", "--format", "json").json
+    assert shown["bytes_stored"] == report["bytes_stored"]
+
+
+def test_counts_weigh_the_rows(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    counts = tmp_path / "counts.txt"
+    counts.write_text("".join(f"{1000 if row < 20 else 1}\n" for row in range(VOCABULARY)))
+    arguments = (tiny_folder, "--k", 2, "--j", 6)
+    weighted = compress(cli, *arguments, "--weights", f"counts:{counts}", "-o", tmp_path / "weighted")
+    uniform = compress(cli, *arguments, "-o", tmp_path / "uniform")
+    assert weighted["weights"] == "counts"
+    assert weighted["weighted_relative_error"] < 0.5 * weighted["relative_error"]
+    assert weighted["relative_error"] > uniform["relative_error"] == uniform["weighted_relative_error"]
+
+
+def test_dry_run_writes_nothing_and_gets_the_sizes_right(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    plan = compress(cli, tiny_folder, "--k", 3, "--ratio", 0.5, "-o", tmp_path / "out", "--dry-run")
+    assert not (tmp_path / "out").exists()
+    report = compress(cli, tiny_folder, "--k", 3, "--ratio", 0.5, "-o", tmp_path / "out")
+    assert set(plan) == set(report)
+    for name in ("j", "params_stored", "compression_rate", "bytes_stored", "bits_per_weight", "model_bytes_stored"):
+        assert plan[name] == report[name]
+    assert plan["relative_error"] is None
+
+
+def test_an_untied_head_is_reported(cli: Cli, tmp_path: Path) -> None:
+    tiny_model("llama-untied").save_pretrained(tmp_path / "llama")
+    report = compress(cli, tmp_path / "llama", "--k", 2, "--j", 5, "-o", tmp_path / "out")
+    bytes_ = VOCABULARY * WIDTH * 4
+    reason = "output layer, not tied to the embedding"
+    assert report["dense_parts"] == [{"name": "lm_head.weight", "bytes": bytes_, "reason": reason}]
+    assert "`lm_head.weight` (7,680 bytes) stays dense" in (tmp_path / "out" / "README.md").read_text()
+    shown = cli("compress", tmp_path / "llama", "--k", 2, "--j", 5, "-o", tmp_path / "other")
+    assert "stays dense" in shown.out
+
+
+def test_human_output_ends_with_the_next_command(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path / "..")
+    monkeypatch.chdir(tmp_path)
+    outcome = cli("compress", "tiny-bert", "--k", 3, "--j", 5)
+    assert outcome.code == 0
+    assert (tmp_path / "tiny-bert-projclust" / "config.json").is_file()  # the default output
+    assert outcome.out.rstrip().endswith("next: projclust inspect tiny-bert-projclust")
+    assert (
+        cli("inspect", "tiny-bert-projclust").out.rstrip().endswith("next: projclust expand tiny-bert-projclust -o DIR")
+    )
+
+
+def test_parameters_the_checkpoint_lacks_are_warned_about(cli: Cli, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    model.base_model.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    outcome = cli("compress", tmp_path / "base", "--k", 3, "--j", 5, "-o", tmp_path / "out", "--format", "json")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: ")
+    assert "newly initialised" in outcome.err
+    assert outcome.json["k"] == 3
+
+
+def test_overwrite_replaces_the_whole_folder(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress(cli, tiny_folder, "--k", 3, "--j", 5, "-o", out)
+    (out / "stale").write_text("of the first run")
+    report = compress(cli, tiny_folder, "--k", 2, "--j", 4, "-o", out, "--overwrite")
+    assert report["k"] == json.loads((out / "config.json").read_text())["quantization_config"]["n_clusters"] == 2
+    assert not (out / "stale").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "tiny-bert"}
+
+
+def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"model: {tiny_folder}\nk: 3\nj: 5\nmax-iter: 7\naffine: true\noutput: {tmp_path / 'a'}\n")
+    report = compress(cli, "--config", config)
+    assert (report["k"], report["j"], report["affine"]) == (3, 5, True)
+    report = compress(cli, "--config", config, "--k", 2, "-o", tmp_path / "b")
+    assert (report["k"], report["j"]) == (2, 5)
+    report = compress(cli, "--config", config, "--ratio", 0.5, "-o", tmp_path / "c")  # against j of the file
+    assert report["j"] != 5
+    # The options written beside a result make it again.
+    again = compress(cli, "--config", tmp_path / "b" / "projclust_options.yaml", "-o", tmp_path / "d")
+    assert again["cost_history"] == json.loads((tmp_path / "b" / "projclust_report.json").read_text())["cost_history"]
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in "bd")
+    assert first == second
+
+
+def test_choices_of_the_command_line_are_those_of_the_library() -> None:
+    assert [choice.value for choice in MethodName] == [method.value for method in Method]
+    assert [choice.value for choice in CodesName] == list(CODES)
+    assert all(hasattr(torch, choice.value) for choice in CodesName)
+    assert [choice.value for choice in DeviceName] == ["auto", "cpu", "cuda"]
+
+
+def test_defaults_of_the_command_line_are_those_of_the_library(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    from projclust import ProjClustConfig
+    from projclust.jobs.compress import CompressOptions
+
+    compress(cli, tiny_folder, "--j", 5, "-o", tmp_path / "out")
+    written = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
+    for name, value in written.items():
+        if name not in ("model", "output", "k", "j"):
+            assert getattr(CompressOptions(""), name.replace("-", "_")) == value, name
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    library = ProjClustConfig().to_dict()
+    for name in ("n_clusters", "seed", "restarts", "max_iter", "tol", "method", "codes", "affine"):
+        assert stored[name] == library[name], name

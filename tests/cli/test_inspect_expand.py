@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import torch
+from commandline import Cli
+from tiny_models import VOCABULARY, WIDTH, logits
+
+
+def test_inspects_a_compressed_checkpoint(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    report = cli("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out", "--format", "json").json
+    shown = cli("inspect", tmp_path / "out", "--format", "json").json
+    assert shown["compressed"] is True
+    same = ("k", "j", "ranks", "affine", "method", "weights", "n", "d", "seed", "bytes_stored", "bits_per_weight")
+    for name in (*same, "relative_error", "model", "versions", "model_bytes_stored", "embedding"):
+        assert shown[name] == report[name], name
+    assert sum(part["bytes"] for part in shown["parts"].values()) == shown["bytes_stored"]
+    prefix = "bert.embeddings.word_embeddings."
+    assert shown["parts"][prefix + "weight"]["shape"] == [VOCABULARY, 5]
+    assert "relative error" in cli("inspect", tmp_path / "out").out
+
+
+def test_inspects_a_dense_checkpoint(cli: Cli, tiny_folder: Path) -> None:
+    shown = cli("inspect", tiny_folder, "--format", "json").json
+    assert shown["compressed"] is False
+    assert shown["bytes_stored"] == VOCABULARY * WIDTH * 4
+    assert shown["bits_per_weight"] == 32
+    assert "projclust compress" in cli("inspect", tiny_folder).out
+
+
+def test_a_fine_tuned_copy_has_no_known_error(cli: Cli, compressed_folder: Path) -> None:
+    # save_pretrained writes no report, and after training the old figure would be wrong.
+    assert cli("inspect", compressed_folder, "--format", "json").json["relative_error"] is None
+    assert "unknown" in cli("inspect", compressed_folder).out
+
+
+def test_expands_to_a_stock_checkpoint(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM, BertForMaskedLM
+
+    cli("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out")
+    outcome = cli("expand", tmp_path / "out", "-o", tmp_path / "dense", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["model_bytes_dense"] > outcome.json["model_bytes_stored"]
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert (tmp_path / "dense" / "vocab.txt").is_file()
+    dense = BertForMaskedLM.from_pretrained(tmp_path / "dense")
+    assert type(dense.get_input_embeddings()) is torch.nn.Embedding
+    compressed = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert torch.allclose(logits(dense, "bert"), logits(compressed, "bert"), atol=1e-5)
+    assert cli("expand", tmp_path / "out", "-o", tmp_path / "dense", "--overwrite").code == 0
+    # What was expanded can be compressed again.
+    assert cli("compress", tmp_path / "dense", "--k", 3, "--j", 5, "-o", tmp_path / "again").code == 0

@@ -1,0 +1,211 @@
+"""Every wrong input: one line that says what to do next, exit code 2, nothing written."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import Cli, snapshot
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTModel
+
+import projclust
+
+Refused = Callable[..., str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--k", "3"], "exactly one of --j and --ratio"),
+        (["--k", "3", "--j", "5", "--ratio", "0.4"], "exactly one of --j and --ratio"),
+        (["--k", "3", "--j", "16"], "less than the embedding's width 16"),
+        (["--k", "3", "--j", "0"], "at least 1"),
+        (["--k", "3", "--j", "-4"], "at least 1"),
+        (["--k", "0", "--j", "5"], "--k must be at least 1"),
+        (["--k", "121", "--j", "5"], "at least as many rows"),
+        (["--k", "3", "--ratio", "1"], "between 0 and 1"),
+        (["--k", "3", "--ratio", "nan"], "between 0 and 1"),
+        (["--k", "3", "--ratio", "0.99"], "no room"),
+        (["--k", "3", "--j", "five"], "valid integer"),
+        (["--k", "3", "--j", "5", "--method", "magic"], "magic"),
+        (["--k", "3", "--j", "5", "--method", "svd"], "drop --k"),
+        (["--k", "3", "--j", "5", "--codes", "int4"], "int4"),
+        (["--k", "3", "--j", "5", "--weights", "wordfreq"], "uniform or counts:FILE"),
+        (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
+        (["--k", "3", "--j", "5", "--restarts", "0"], "restarts"),
+        (["--k", "3", "--j", "5", "--seed", "-1"], "seed"),
+        (["--k", "3", "--j", "5", "--bits", "0.5"], "bits"),
+        (["--k", "3", "--j", "5", "--config", "absent.yaml"], "cannot read the config file"),
+        (["--k", "3", "--j", "5", "--revision", "main"], "--revision is for models on the Hub"),
+    ],
+)
+def test_options(refused: Refused, tiny_folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in refused("compress", tiny_folder, "-o", tmp_path / "out", *arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "sees no CUDA device" in refused("compress", tiny_folder, "--j", 5, "--device", "cuda", "-o", out)
+
+
+def test_commands_and_arguments(refused: Refused, cli: Cli) -> None:
+    assert "MODEL" in refused("compress")
+    assert "no-such-command" in refused("no-such-command").lower()
+    assert "PATH" in refused("inspect")
+    assert "--output" in refused("expand", "x")
+    assert cli("--version").out == f"projclust {projclust.__version__}\n"
+    for command in ("compress", "inspect", "expand"):
+        outcome = cli(command, "--help")
+        assert outcome.code == 0
+        assert f"Example: projclust {command}" in outcome.out
+
+
+def test_models(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def error(model: object) -> str:
+        for command in (["compress", model, "--k", 3, "--j", 5, "-o", out], ["inspect", model]):
+            message = refused(*command)
+        return message
+
+    assert "no model folder" in error(tmp_path / "absent")
+    assert "Hub cannot be reached" in error("projclust-tests/absent")
+    (tmp_path / "empty").mkdir()
+    assert "holds no config.json" in error(tmp_path / "empty")
+    ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)).save_pretrained(
+        tmp_path / "vit"
+    )
+    assert "ViTModel has no token embedding" in error(tmp_path / "vit")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(tiny_folder, other)
+    (other / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    assert "gptq" in error(other)
+    (other / "config.json").write_text("{")
+    assert "config.json is damaged" in error(other)
+
+
+def test_damaged_weights(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = tiny_folder / "model.safetensors"
+    content = file.read_bytes()
+    for damage in (content[:-50], content[:4], b"", b"\xff" * 100):
+        file.write_bytes(damage)
+        assert "not a readable safetensors file" in refused("compress", tiny_folder, "--j", 5, "-o", out)
+        assert "not a readable safetensors file" in refused("inspect", tiny_folder)
+    file.write_bytes(content)
+    state = load_file(file)
+    state["bert.embeddings.word_embeddings.weight"][3, 1] = torch.nan
+    save_file(state, file, metadata={"format": "pt"})
+    assert "NaN or infinite entries, the first in row 3" in refused("compress", tiny_folder, "--j", 5, "-o", out)
+
+
+def test_checkpoints_that_cannot_be_expanded_or_compressed_again(
+    refused: Refused, tiny_folder: Path, compressed_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert "there is nothing to expand" in refused("expand", tiny_folder, "-o", out)
+    assert "projclust expand makes it dense" in refused("compress", compressed_folder, "--j", 5, "-o", out)
+    config = json.loads((compressed_folder / "config.json").read_text())
+    config["quantization_config"]["version"] = 99
+    (compressed_folder / "config.json").write_text(json.dumps(config))
+    assert "upgrade projclust" in refused("expand", compressed_folder, "-o", out)
+    assert "upgrade projclust" in refused("inspect", compressed_folder)
+
+
+def test_outputs(
+    refused: Refused, cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def error(out: object, *more: object) -> str:
+        return refused("compress", tiny_folder, "--k", 3, "--j", 5, "-o", out, *more)
+
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    assert "exists: choose another --output or pass --overwrite" in error(tmp_path / "taken")
+    assert "was not written by projclust" in error(tmp_path / "taken", "--overwrite")
+    assert "is not a folder" in error(tmp_path / "taken" / "thesis.txt", "--overwrite")
+    assert "does not exist: create it first" in error(tmp_path / "absent" / "out")
+    assert "overlap" in error(tiny_folder, "--overwrite")
+    assert "overlap" in error(tiny_folder / "inside")
+    monkeypatch.chdir(tiny_folder)
+    assert "overlap" in refused("compress", ".", "--j", 5, "-o", ".", "--overwrite")
+    monkeypatch.chdir(tmp_path)
+    cli("compress", tiny_folder, "--k", 3, "--j", 5, "-o", "good")
+    assert "overlap" in refused("expand", "good", "-o", "good", "--overwrite")
+
+
+def test_config_files(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+
+    def error(text: str) -> str:
+        config.write_text(text)
+        return refused("compress", tiny_folder, "-o", tmp_path / "out", "--config", config)
+
+    assert "'colour', which is no option" in error("colour: red\n")
+    assert "not valid YAML" in error("k: [1\n")
+    assert "must hold options" in error("- k\n")
+    assert "valid integer" in error("k: abc\nj: 5\n")
+    assert "exactly one of --j and --ratio" in error("k: 3\n")
+
+
+def in_a_process(arguments: list[object], **options: object) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", "from projclust.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False, **options)  # type: ignore[call-overload]
+
+
+def test_a_full_disk_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    # A limit on the size of files stops the weights in the middle, as a full disk would.
+    before = snapshot(tmp_path)
+    size = (tiny_folder / "model.safetensors").stat().st_size // 2
+    result = in_a_process(
+        ["compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: cannot write {tmp_path / 'out'}: ")
+    assert result.stderr.count("\n") == 1
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_parent(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "is not writable" in refused("compress", tiny_folder, "--k", 3, "--j", 5, "-o", locked / "out")
+
+
+def test_a_parent_that_takes_no_folders(refused: Refused, tiny_folder: Path) -> None:
+    # Root passes every permission check; the kernel refuses all the same.
+    message = refused("compress", tiny_folder, "--k", 3, "--j", 5, "-o", "/proc/self/out")
+    assert "not writable" in message or "cannot write" in message or "has 0 MB free" in message
+
+
+def test_failures_of_the_machine_have_another_code(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import projclust.jobs.compress as job
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("the GPU fell off\nthe bus")
+
+    monkeypatch.setattr(job, "load_checkpoint", fails)
+    arguments = ("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out")
+    outcome = cli(*arguments)
+    assert outcome.code == 1
+    assert outcome.err == "error: RuntimeError: the GPU fell off the bus (--debug shows where)\n"
+    assert "Traceback" in cli(*arguments, "--debug").err
+
+
+def test_a_closed_stdout_is_no_traceback(tiny_folder: Path) -> None:
+    program = f"{sys.executable} -c 'from projclust.cli import main; main()' inspect {tiny_folder} | true"
+    result = subprocess.run(program, shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,70 @@
+"""Shared fixtures: tiny random models of many classes, and the packaged MiniLM."""
+
+import os
+from pathlib import Path
+
+# Before transformers is imported: no test may look for anything on the Hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import pytest
+import torch
+from minilm_forms import minilm_folder, save_form
+from safetensors.torch import load_file
+from tiny_models import tiny_model
+from torch import Tensor
+
+from projclust import compress_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """With more test processes than cores, torch's own threads only get in each other's way."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The packaged MiniLM checkpoint (BERT class, 30522 x 384)."""
+    return minilm_folder()
+
+
+@pytest.fixture(scope="session")
+def minilm_table(minilm: Path) -> Tensor:
+    """MiniLM's word embedding."""
+    return load_file(minilm / "model.safetensors")["embeddings.word_embeddings.weight"]
+
+
+@pytest.fixture(scope="session")
+def minilm_forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """MiniLM as BERT, DistilBERT and RoBERTa checkpoint folders."""
+    root = tmp_path_factory.mktemp("minilm")
+    return {form: save_form(form, root / form) for form in ("bert", "distilbert", "roberta")}
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """A tiny dense BERT masked-LM checkpoint."""
+    folder = tmp_path / "tiny-bert"
+    tiny_model("bert").save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"w{i}\n" for i in range(120)))
+    return folder
+
+
+@pytest.fixture
+def compressed_folder(tmp_path: Path) -> Path:
+    """A tiny compressed BERT masked-LM checkpoint (k=3, j=5)."""
+    folder = tmp_path / "tiny-compressed"
+    compress_model(tiny_model("bert"), k=3, j=5).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_dir() -> str:
+    """The folder of the GLUE tasks; its tests are skipped where there is none."""
+    folder = os.environ.get("PROJCLUST_GLUE_DIR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs the GLUE data: set PROJCLUST_GLUE_DIR to a folder of nyu-mll/glue's layout")
+    return folder

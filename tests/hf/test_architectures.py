@@ -1,0 +1,199 @@
+"""Every supported class: swap, save, load, tie, expand, train."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, VOCABULARY, inputs_for, logits, tiny_model
+
+from projclust import ProjclustError, ProjectiveEmbedding, compress_model
+from projclust.modules import FactorizedTable
+
+ALL = sorted(BUILDERS)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(name: str, affine: bool, tmp_path: Path) -> None:
+    dense = tiny_model(name)
+    model = compress_model(copy.deepcopy(dense), k=3, j=5, affine=affine)
+    out = logits(model, name)
+    assert not torch.allclose(out, logits(dense, name), atol=1e-3)  # it is compressed
+    model.save_pretrained(tmp_path / "first")
+    loaded, info = type(model).from_pretrained(tmp_path / "first", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(logits(loaded, name), out)
+    loaded.save_pretrained(tmp_path / "second")
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+    expanded = loaded.dequantize()
+    assert [key for key, _ in expanded.named_parameters()] == [key for key, _ in dense.named_parameters()]
+    assert not any(isinstance(module, FactorizedTable) for module in expanded.modules())
+    assert type(expanded.get_input_embeddings()) is type(dense.get_input_embeddings())
+    expanded.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
+    stock = type(model).from_pretrained(tmp_path / "dense")
+    assert torch.allclose(logits(stock, name), out, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ties_survive_copies_and_everything_trains(name: str) -> None:
+    model = compress_model(tiny_model(name), k=3, j=5, affine=True)
+    out = logits(model, name)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin.tie_weights()
+        assert torch.equal(logits(twin, name), out)
+        embedding = twin.get_input_embeddings()
+        for module in twin.modules():
+            if isinstance(module, FactorizedTable):
+                assert module.weight is embedding.weight
+                assert module.bases is embedding.bases
+                assert module.primary is embedding
+    model.train()
+    model(**inputs_for(name), labels=inputs_for(name)["input_ids"]).loss.backward()
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, ProjectiveEmbedding)
+    for factor in embedding.factor_names():
+        gradient = getattr(embedding, factor).grad
+        assert gradient is not None
+        assert gradient.any(), factor
+
+
+@pytest.mark.parametrize("name", [*CAUSAL, *ENCODER_DECODERS])
+def test_generates_what_its_expanded_twin_generates(name: str) -> None:
+    model = compress_model(tiny_model(name), k=3, j=8)
+    dense = copy.deepcopy(model).dequantize()
+    prompt = inputs_for(name)["input_ids"]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(prompt, **options), dense.generate(prompt, **options))
+
+
+def test_an_untied_head_stays_dense_and_a_tied_one_does_not() -> None:
+    untied = compress_model(tiny_model("llama-untied"), k=3, j=5)
+    assert type(untied.get_output_embeddings()) is torch.nn.Linear
+    tied = compress_model(tiny_model("qwen3"), k=3, j=5)
+    assert not any(p.shape[0] == VOCABULARY and p.dim() == 2 and p.shape[1] > 5 for p in tied.parameters())
+
+
+def test_one_folder_loads_in_every_class_of_the_model(compressed_folder: Path) -> None:
+    embeddings = []
+    for auto in (hf.AutoModel, hf.AutoModelForSequenceClassification, hf.AutoModelForMaskedLM):
+        model = auto.from_pretrained(compressed_folder)
+        embedding = model.get_input_embeddings()
+        assert isinstance(embedding, ProjectiveEmbedding)
+        embeddings.append(embedding(torch.arange(VOCABULARY)))
+    assert torch.equal(embeddings[0], embeddings[1])
+    assert torch.equal(embeddings[0], embeddings[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loads_and_casts(compressed_folder: Path, dtype: torch.dtype) -> None:
+    model = hf.AutoModelForMaskedLM.from_pretrained(compressed_folder, dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    reference = logits(hf.AutoModelForMaskedLM.from_pretrained(compressed_folder), "bert")
+    assert torch.allclose(logits(model, "bert").float(), reference, atol=0.1)
+    assert torch.allclose(logits(model.float(), "bert"), reference, atol=0.1)
+
+
+def test_a_half_precision_model_is_compressed_in_its_own_dtype(tmp_path: Path) -> None:
+    model = compress_model(tiny_model("bert").to(torch.bfloat16), k=3, j=5)
+    embedding = model.get_input_embeddings()
+    assert {getattr(embedding, name).dtype for name in embedding.factor_names()} == {torch.bfloat16}
+    model.save_pretrained(tmp_path)
+    loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+
+
+@pytest.mark.parametrize("codes", ["float16", "bfloat16"])
+def test_narrow_codes_are_stored_narrow_and_load_exactly(codes: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = compress_model(tiny_model("bert"), k=3, j=5, codes=codes)
+    model.save_pretrained(tmp_path / "first")
+    stored = load_file(tmp_path / "first" / "model.safetensors")
+    factors = {name: t.dtype for name, t in stored.items() if "word_embeddings" in name}
+    prefix = "bert.embeddings.word_embeddings."
+    assert factors == {
+        f"{prefix}weight": getattr(torch, codes),
+        f"{prefix}bases": getattr(torch, codes),
+        f"{prefix}clusters": torch.uint8,
+    }
+    loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "first")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+    loaded.save_pretrained(tmp_path / "second")
+    names = ("first", "second")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in names)
+    assert first == second
+
+
+def test_compresses_while_loading(tiny_folder: Path, tmp_path: Path) -> None:
+    from projclust import ProjClustConfig
+
+    config = ProjClustConfig(n_clusters=3, rank=5)
+    on_the_fly = hf.AutoModelForMaskedLM.from_pretrained(tiny_folder, quantization_config=config)
+    afterwards = compress_model(hf.AutoModelForMaskedLM.from_pretrained(tiny_folder), k=3, j=5)
+    assert torch.equal(logits(on_the_fly, "bert"), logits(afterwards, "bert"))
+    on_the_fly.save_pretrained(tmp_path / "out")
+    loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(loaded, "bert"), logits(on_the_fly, "bert"))
+
+
+def test_refuses_by_name_what_it_cannot_compress() -> None:
+    with pytest.raises(ProjclustError, match="ViTModel has no token embedding"):
+        compress_model(
+            hf.ViTModel(hf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)),
+            k=3,
+            j=5,
+        )
+    config = hf.DebertaV2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        legacy=False,
+    )
+    with pytest.raises(ProjclustError, match="DebertaV2ForMaskedLM with legacy=False reads"):
+        compress_model(hf.DebertaV2ForMaskedLM(config), k=3, j=5)
+    model = tiny_model("bert")
+    model.set_input_embeddings(type("StrangeEmbedding", (torch.nn.Embedding,), {})(VOCABULARY, 16))
+    with pytest.raises(ProjclustError, match="StrangeEmbedding, which is not supported"):
+        compress_model(model, k=3, j=5)
+    with pytest.raises(ProjclustError, match="compressed already"):
+        compress_model(compress_model(tiny_model("bert"), k=3, j=5), k=3, j=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 3, "j": 16}, "less than the"),
+        ({"k": 121, "j": 5}, "at least as many rows"),
+        ({"k": 3}, "exactly one of j and ratio"),
+        ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j and ratio"),
+        ({"k": 3, "j": 5, "codes": "int3"}, "codes must be one of"),
+    ],
+)
+def test_a_refused_compression_leaves_the_model_as_it_was(options: dict[str, object], message: str) -> None:
+    model = tiny_model("bert")
+    out = logits(model, "bert")
+    with pytest.raises(ProjclustError, match=message):
+        compress_model(model, **options)  # type: ignore[arg-type]
+    assert torch.equal(logits(model, "bert"), out)
+    assert type(model.get_input_embeddings()) is torch.nn.Embedding
+
+
+def test_nan_in_the_table_and_factors_beyond_float16_are_refused() -> None:
+    model = tiny_model("bert")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7, 3] = torch.nan
+    with pytest.raises(ProjclustError, match="row 7"):
+        compress_model(model, k=3, j=5)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(torch.randn(VOCABULARY, 16) * 1e6)
+    with pytest.raises(ProjclustError, match="use codes bfloat16"):
+        compress_model(model, k=3, j=5, codes="float16")

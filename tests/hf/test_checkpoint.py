@@ -1,0 +1,178 @@
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import tiny_model
+
+from projclust import CheckpointError, ProjclustError, compress_model
+from projclust.hf.checkpoint import (
+    copy_side_files,
+    embedding_tensors,
+    load_checkpoint,
+    quantization_method,
+    resolve_checkpoint,
+    stored_tensors,
+)
+
+
+def test_resolves_folders_and_says_what_is_wrong_with_others(tiny_folder: Path, tmp_path: Path) -> None:
+    assert resolve_checkpoint(str(tiny_folder)) == tiny_folder
+    with pytest.raises(ProjclustError, match="holds no config.json"):
+        resolve_checkpoint(str(tmp_path))
+    for name in ("./absent", str(tmp_path / "absent"), "a/b/c", str(tiny_folder / "config.json")):
+        with pytest.raises(ProjclustError, match="there is no model folder"):
+            resolve_checkpoint(name)
+    with pytest.raises(ProjclustError, match="--revision is for models on the Hub"):
+        resolve_checkpoint(str(tiny_folder), "main")
+
+
+def test_an_unknown_hub_name_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ProjclustError, match="no local folder, and the Hub cannot be reached"):
+        resolve_checkpoint("projclust-tests/no-such-model")
+    with pytest.raises(ProjclustError, match="neither a local folder nor a model"):
+        resolve_checkpoint("not a valid name!")
+    assert time.perf_counter() - started < 30  # not a measurement: a hang would be
+
+
+def test_reads_headers_of_single_and_sharded_weights(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="8KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    one, many = stored_tensors(tmp_path / "one"), stored_tensors(tmp_path / "many")
+    assert one == many
+    assert sum(t.bytes for t in one.values()) == sum(p.numel() * 4 for p in model.parameters())
+    next((tmp_path / "many").glob("*-00001-of-*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match="00001.* is missing"):
+        stored_tensors(tmp_path / "many")
+
+
+def test_a_sharded_compressed_checkpoint_loads(tmp_path: Path) -> None:
+    model = compress_model(tiny_model("bert"), k=3, j=5)
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    loaded, missing = load_checkpoint(tmp_path)
+    assert missing == []
+    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_finds_the_embedding_under_any_prefix(tmp_path: Path) -> None:
+    compress_model(tiny_model("bert"), k=3, j=5).save_pretrained(tmp_path)
+    tensors = stored_tensors(tmp_path)
+    for name in ("embeddings.word_embeddings", "bert.embeddings.word_embeddings"):
+        found = embedding_tensors(tensors, name)
+        assert {key.rpartition(".")[2] for key in found} == {"weight", "bases", "clusters"}
+    assert embedding_tensors(tensors, "absent") == {}
+
+
+def test_weights_must_be_safetensors(tiny_folder: Path) -> None:
+    (tiny_folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no safetensors weights"):
+        load_checkpoint(tiny_folder)
+    torch.save({"a": torch.zeros(1)}, tiny_folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle, which projclust does not read"):
+        load_checkpoint(tiny_folder)
+
+
+def test_a_compressed_checkpoint_must_be_complete(compressed_folder: Path) -> None:
+    tensors = {name: torch.zeros(t.shape) for name, t in stored_tensors(compressed_folder).items()}
+    prefix = "bert.embeddings.word_embeddings."
+    tensors[prefix + "clusters"] = torch.zeros(120, dtype=torch.uint8)
+    dropped = next(name for name in tensors if "encoder" in name)
+    del tensors[dropped]
+    save_file(tensors, compressed_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{dropped} is missing"):
+        load_checkpoint(compressed_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["NoSuchModel"]}, "no model class 'NoSuchModel'"),
+        ({"architectures": ["torch"]}, "no model class 'torch'"),
+        ({"architectures": [], "model_type": "no-such-type"}, "cannot be loaded"),
+        ({"num_attention_heads": 5}, "cannot be loaded as BertForMaskedLM"),
+        ({"hidden_size": 24}, "cannot be loaded|another shape"),
+        ({"vocab_size": "many"}, "cannot be loaded"),
+    ],
+)
+def test_a_damaged_config_is_one_clear_error(tiny_folder: Path, changes: dict[str, object], message: str) -> None:
+    file = tiny_folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ProjclustError, match=message):
+        load_checkpoint(tiny_folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\x00\x01", '{"a": ' * 5000])
+def test_a_config_that_is_no_json_object_is_refused(tiny_folder: Path, content: str) -> None:
+    (tiny_folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="config.json is damaged"):
+        load_checkpoint(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_clusters", 0),
+        ("n_clusters", 10**9),
+        ("rank", 16),
+        ("rank", 5.0),
+        ("num_embeddings", None),
+        ("affine", 1),
+        ("codes", "x"),
+    ],
+)
+def test_impossible_shapes_in_the_config_are_refused(compressed_folder: Path, field: str, value: object) -> None:
+    file = compressed_folder / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"][field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="damaged checkpoint"):
+        load_checkpoint(compressed_folder)
+
+
+def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    travelling = {
+        "tokenizer.json",
+        "vocab.txt",
+        "spiece.model",
+        "merges.txt",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "LICENSE",
+    }
+    staying = {
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "modeling.py",
+        "README.md",
+        "optimizer.pt",
+        "a/vocab.txt",
+    }
+    for name in travelling | staying:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    target.mkdir()
+    copy_side_files(source, target)
+    assert {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} == travelling
+
+
+def test_names_the_quantization_method() -> None:
+    assert quantization_method({}) is None
+    assert quantization_method({"quantization_config": {"quant_method": "gptq"}}) == "gptq"
+    assert quantization_method({"quantization_config": 3}) == "unknown"
+
+
+def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(compressed_folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved here, with spaces – ü"
+    shutil.move(compressed_folder, moved)
+    assert load_checkpoint(moved)[0].get_input_embeddings().n_clusters == 3

@@ -1,0 +1,105 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from projclust import ProjclustError
+from projclust.hf import folder as folder_module
+from projclust.hf.folder import OPTIONS_FILE, check_space, check_target, new_folder
+
+
+def written(target: Path, text: str = "new") -> None:
+    with new_folder(target) as staging:
+        (staging / OPTIONS_FILE).write_text(text)
+        (staging / "sub").mkdir()
+        (staging / "sub" / "file").write_text(text)
+
+
+def test_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with new_folder(target) as staging:
+        (staging / "file").write_text("x")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o777 & ~mask
+    assert stat.S_IMODE((target / "file").stat().st_mode) == 0o666 & ~mask
+
+
+def test_an_error_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(KeyError), new_folder(target) as staging:
+        (staging / "file").write_text("x")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    written(target, "old")
+    with pytest.raises(ProjclustError, match="cannot write .*: No space left"), new_folder(target) as staging:
+        raise OSError(28, "No space left on device")
+    assert (target / "sub" / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replaces_a_folder(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:  # the way of systems that cannot swap two folders in one step
+        monkeypatch.setattr(folder_module, "_exchange", lambda first, second: False)
+    written(tmp_path / "out", "old")
+    (tmp_path / "out" / "stale").write_text("of the old folder")
+    written(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "sub" / "file").read_text() == "new"
+    assert not (tmp_path / "out" / "stale").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_clears_what_killed_runs_left_but_nothing_of_running_ones(tmp_path: Path) -> None:
+    abandoned = tmp_path / ".out.partial-dead"
+    (abandoned / "sub").mkdir(parents=True)
+    other = tmp_path / ".other.partial-dead"
+    other.mkdir()
+    with new_folder(tmp_path / "out") as running:
+        assert not abandoned.exists()
+        written(tmp_path / "out")  # a second run of the same command, beside the first
+        assert running.exists()
+        (running / OPTIONS_FILE).write_text("last")
+    assert (tmp_path / "out" / OPTIONS_FILE).read_text() == "last"
+    assert other.exists()
+
+
+def test_checks_the_target_before_the_work(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    check_target(target, overwrite=False)
+    target.mkdir()
+    with pytest.raises(ProjclustError, match="exists: choose another --output or pass --overwrite"):
+        check_target(target, overwrite=False)
+    (target / "precious.txt").write_text("mine")
+    with pytest.raises(ProjclustError, match="was not written by projclust"):
+        check_target(target, overwrite=True)
+    (target / OPTIONS_FILE).write_text("")
+    check_target(target, overwrite=True)
+    with pytest.raises(ProjclustError, match="does not exist"):
+        check_target(tmp_path / "absent" / "out", overwrite=False)
+    with pytest.raises(ProjclustError, match="is not a folder"):
+        check_target(target / "precious.txt", overwrite=True)
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(ProjclustError, match="is not a folder"):
+        check_target(tmp_path / "link", overwrite=True)
+
+
+def test_refuses_an_output_that_overlaps_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "models" / "bert"
+    source.mkdir(parents=True)
+    (tmp_path / "alias").symlink_to(tmp_path / "models")
+    monkeypatch.chdir(source)
+    targets = (source, source / "new", source.parent, tmp_path / "alias" / "bert", Path(), Path(".."), Path("../bert"))
+    for target in targets:
+        with pytest.raises(ProjclustError, match="overlap"):
+            check_target(target, overwrite=True, source=source)
+    check_target(source.parent / "bert-projclust", overwrite=False, source=source)
+
+
+def test_refuses_to_start_what_the_disk_cannot_hold(tmp_path: Path) -> None:
+    check_space(tmp_path / "out", 1)
+    with pytest.raises(ProjclustError, match="MB free"):
+        check_space(tmp_path / "out", 2**62)

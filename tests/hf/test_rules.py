@@ -1,0 +1,240 @@
+"""The rules of a checkpoint that is first-class in transformers, each with a test that fails without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, inputs_for, logits, tiny_model
+
+import projclust
+from projclust import CheckpointError, ProjClustConfig, ProjectiveEmbedding, ProjectiveLMHead, compress_model
+
+PREFIX = "bert.embeddings.word_embeddings."
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_without_projclust_no_random_embedding_is_loaded(
+    compressed_folder: Path,
+) -> None:
+    # Rule 1: the coefficients are called weight, so that stock transformers stops at their shape.
+    code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(compressed_folder)!r})"
+    result = run_python(code)
+    assert result.returncode != 0
+    assert "size mismatch" in result.stderr.lower() or "mismatched" in result.stderr.lower()
+
+
+@pytest.mark.parametrize("order", ["import projclust, transformers", "import transformers.quantizers, projclust"])
+def test_plain_from_pretrained_after_import_in_either_order(compressed_folder: Path, order: str) -> None:
+    code = f"{order}; from transformers import AutoModel; m = AutoModel.from_pretrained({str(compressed_folder)!r}); "
+    result = run_python(code + "print(type(m.get_input_embeddings()).__name__)")
+    assert result.stdout.strip() == "ProjectiveEmbedding", result.stderr
+
+
+def test_import_is_light() -> None:
+    # Rule 10: neither torch nor transformers, which take seconds.
+    result = run_python(
+        "import sys, projclust; print([m for m in ('torch', 'transformers', 'typer') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+    assert set(projclust.__all__) <= set(dir(projclust))
+    assert all(hasattr(projclust, name) for name in projclust.__all__)
+
+
+def test_names_of_modules_are_not_stored(compressed_folder: Path) -> None:
+    # Rule 2: the prefix differs between AutoModel and the class with a head.
+    stored = json.loads((compressed_folder / "config.json").read_text())["quantization_config"]
+    assert "word_embeddings" not in json.dumps(stored)
+
+
+def test_factors_take_the_old_weights_device_and_dtype() -> None:
+    # Rule 2: on a model without data, nothing may be allocated.
+    from projclust.hf.swap import Shape, swap_embedding
+
+    with torch.device("meta"):
+        model = hf.BertModel(hf.BertConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    embedding = swap_embedding(model.to(torch.bfloat16), Shape(90, 16, 3, 5, True))
+    assert {(t.device.type, t.dtype) for t in embedding.parameters()} == {("meta", torch.bfloat16)}
+    assert embedding.clusters.is_meta
+
+
+def test_a_tied_head_is_saved_once_and_reads_the_embeddings_factors(compressed_folder: Path) -> None:
+    # Rule 3.
+    stored = load_file(compressed_folder / "model.safetensors")
+    factors = [name for name in stored if name.rpartition(".")[2] in ("weight", "bases", "clusters")]
+    assert {name for name in factors if stored[name].shape[0] == VOCABULARY} == {PREFIX + "clusters", PREFIX + "weight"}
+    model = hf.AutoModelForMaskedLM.from_pretrained(compressed_folder)
+    head = model.get_output_embeddings()
+    assert isinstance(head, ProjectiveLMHead)
+    assert head.bases is model.get_input_embeddings().bases
+    assert head.bias is model.cls.predictions.bias  # bias ties stay untouched
+    with torch.no_grad():
+        model.get_input_embeddings().bases.zero_()
+        assert not head(torch.randn(2, 16)).sub(head.bias).any()
+
+
+def test_tying_tables_are_extended_on_the_instance_only() -> None:
+    # Rule 3: the class's own table is shared by every dense model of the process.
+    before = dict(hf.BertForMaskedLM._tied_weights_keys)
+    model = compress_model(tiny_model("bert"), k=3, j=5)
+    assert hf.BertForMaskedLM._tied_weights_keys == before
+    assert model.all_tied_weights_keys["cls.predictions.decoder.bases"] == PREFIX + "bases"
+    dense = model.dequantize()
+    assert "_tied_weights_keys" not in dense.__dict__
+    assert dense.all_tied_weights_keys == tiny_model("bert").all_tied_weights_keys
+
+
+def test_cluster_ids_are_a_buffer_of_the_primary_only() -> None:
+    # Rule 4.
+    model = compress_model(tiny_model("bert"), k=3, j=5)
+    assert [name for name, _ in model.named_buffers() if name.endswith("clusters")] == [PREFIX + "clusters"]
+    assert not any("clusters" in key for key in model.all_tied_weights_keys)
+    model.requires_grad_(True)
+    assert model.get_input_embeddings().clusters.dtype == torch.uint8
+
+
+def test_nothing_derived_or_constant_is_a_buffer() -> None:
+    # Rule 5: buffers that are not saved come back as garbage.
+    for name in ("bert", "gemma3", "bart"):
+        embedding = compress_model(tiny_model(name), k=3, j=5).get_input_embeddings()
+        assert [buffer for buffer, _ in embedding.named_buffers()] == ["clusters"]
+
+
+def test_trainer_trains_saves_and_resumes(compressed_folder: Path, tmp_path: Path) -> None:
+    # Rule 6: Trainer refuses quantized models unless all three properties say yes.
+    model = hf.AutoModelForSequenceClassification.from_pretrained(compressed_folder)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    ids = inputs_for("bert")["input_ids"]
+    rows = [{"input_ids": ids[i % 2], "labels": i % 2} for i in range(16)]
+    arguments = hf.TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+    )
+    hf.Trainer(model, arguments, train_dataset=rows).train()
+    for factor in ("weight", "bases"):
+        assert not torch.equal(before[PREFIX + factor], dict(model.named_parameters())[PREFIX + factor])
+    reloaded = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "checkpoint-4")
+    assert torch.equal(reloaded(ids).logits, model.eval()(ids).logits)
+
+
+def test_half_and_float_are_allowed(compressed_folder: Path) -> None:
+    # Rule 6: transformers forbids them on what it takes for a quantized model.
+    for model in (hf.AutoModel.from_pretrained(compressed_folder), compress_model(tiny_model("bert"), k=3, j=5)):
+        assert model.half().float().dtype == torch.float32
+
+
+def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replace (or, with None, drop) factors in a checkpoint's weight file."""
+    state = load_file(folder / "model.safetensors")
+    for name, tensor in changes.items():
+        state.pop(PREFIX + name)
+        if tensor is not None:
+            state[PREFIX + name] = tensor
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("factor", ["weight", "bases", "clusters"])
+def test_a_missing_factor_stops_the_load(compressed_folder: Path, factor: str) -> None:
+    # Rule 7: it would stay uninitialised memory.
+    rewrite(compressed_folder, **{factor: None})
+    with pytest.raises(CheckpointError, match=f"{factor}.* (is|are) missing|bases .* missing"):
+        hf.AutoModel.from_pretrained(compressed_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.zeros(VOCABULARY, 6)}, r"weight has shape \[120, 6\], expected \[120, 5\]"),
+        ({"bases": torch.zeros(3, 16, 5)}, "bases has shape"),
+        ({"clusters": torch.zeros(VOCABULARY + 1, dtype=torch.uint8)}, "clusters has shape"),
+        ({"clusters": torch.full((VOCABULARY,), 3, dtype=torch.uint8)}, r"cluster id lies outside 0 \.\. 2"),
+        ({"weight": torch.full((VOCABULARY, 5), torch.nan)}, "weight has NaN"),
+        ({"bases": torch.full((3, 5, 16), torch.inf)}, "bases has NaN or infinite"),
+    ],
+)
+def test_damaged_factors_stop_the_load(compressed_folder: Path, changes: dict[str, torch.Tensor], message: str) -> None:
+    rewrite(compressed_folder, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        hf.AutoModelForMaskedLM.from_pretrained(compressed_folder)
+
+
+def test_a_truncated_file_stops_the_load(compressed_folder: Path) -> None:
+    file = compressed_folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        hf.AutoModel.from_pretrained(compressed_folder)
+
+
+def test_a_model_without_the_loaded_mark_is_refused(compressed_folder: Path) -> None:
+    # Rule 7, for loads whose files the headers' check does not see: a state dict handed over.
+    state = load_file(compressed_folder / "model.safetensors")
+    state.pop(PREFIX + "clusters")
+    config = hf.AutoConfig.from_pretrained(compressed_folder)
+    with pytest.raises(CheckpointError, match="clusters was not loaded"):
+        hf.BertForMaskedLM.from_pretrained(None, config=config, state_dict=state)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "bart"])
+def test_scaled_embeddings_keep_their_scale(name: str) -> None:
+    # Rule 8.
+    dense = tiny_model(name).get_input_embeddings()
+    model = compress_model(tiny_model(name), k=1, j=15)
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, ProjectiveEmbedding)
+    assert embedding.scale == pytest.approx(4.0)  # sqrt(16)
+    ids = torch.arange(VOCABULARY)
+    assert torch.allclose(embedding(ids), embedding.dense_weight() * 4.0)
+    assert (embedding(ids) - dense(ids)).norm() < 0.2 * dense(ids).norm()
+
+
+def test_the_config_keeps_unknown_fields_and_round_trips() -> None:
+    # Rule 9.
+    config = ProjClustConfig(n_clusters=3, rank=5, field_of_a_later_version=[1, 2])
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert stored["field_of_a_later_version"] == [1, 2]
+    assert stored["quant_method"] == "projclust"
+    assert "dequantize" not in stored
+    assert ProjClustConfig.from_dict(stored).to_dict() == stored
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_another_format_version_is_refused(compressed_folder: Path, version: object) -> None:
+    # Rule 9.
+    config = json.loads((compressed_folder / "config.json").read_text())
+    config["quantization_config"]["version"] = version
+    (compressed_folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="upgrade projclust"):
+        hf.AutoModel.from_pretrained(compressed_folder)
+
+
+def test_resizing_asks_for_a_dense_model_first(compressed_folder: Path) -> None:
+    # Rule 10.
+    model = hf.AutoModelForMaskedLM.from_pretrained(compressed_folder)
+    out = logits(model, "bert")
+    model.resize_token_embeddings(VOCABULARY)
+    assert torch.equal(logits(model, "bert"), out)
+    with pytest.raises(TypeError):
+        model.resize_token_embeddings(VOCABULARY + 8)
+    dense = model.dequantize()
+    dense.resize_token_embeddings(VOCABULARY + 8)
+    assert dense.get_input_embeddings().weight.shape[0] == VOCABULARY + 8
+
+
+def test_registering_twice_changes_nothing() -> None:
+    # Rule 10: transformers raises when a name is registered again.
+    from projclust.hf.quantizer import register
+
+    register()
+    register()
