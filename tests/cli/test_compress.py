@@ -192,7 +192,7 @@ def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp
     assert (report["k"], report["j"], report["affine"]) == (3, 5, True)
     report = compress(cli, "--config", config, "--k", 2, "-o", tmp_path / "b")
     assert (report["k"], report["j"]) == (2, 5)
-    report = compress(cli, "--config", config, "--ratio", 0.5, "-o", tmp_path / "c")  # against j of the file
+    report = compress(cli, "--config", config, "--ratio", 0.7, "-o", tmp_path / "c")  # against j of the file
     assert report["j"] != 5
     # The options written beside a result make it again.
     again = compress(cli, "--config", tmp_path / "b" / "projclust_options.yaml", "-o", tmp_path / "d")

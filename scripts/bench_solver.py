@@ -1,0 +1,112 @@
+"""Time, memory and cost of the solver on a real table, against the hardware's floor and simpler settings.
+
+    python scripts/bench_solver.py MODEL_FOLDER [--k 4] [--j 418]
+
+Prints one step's time over its floor (2ndkj + 2nd^2 operations at the matrix rate measured here), the peak memory of a
+fit over the table's bytes, and the final costs of simpler ways to start. The table comes straight from the folder's
+safetensors file; the memory is read in a process that holds nothing else.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import projclust.clustering.estimator as estimator_module
+from projclust import ProjectiveClustering
+from projclust.clustering.seeding import random_partition
+from projclust.clustering.subspaces import assign_rows, fit_subspaces, squared_norms
+
+
+def read_table(folder: Path) -> Tensor:
+    """The word embedding of a BERT-like checkpoint."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        name = next(key for key in file.keys() if key.endswith("word_embeddings.weight"))  # noqa: SIM118
+        table: Tensor = file.get_tensor(name)
+    return table
+
+
+def seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    """The median time of `work`, after one run that is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return sorted(times)[repeats // 2]
+
+
+def matrix_rate(d: int) -> float:
+    """Measured float32 operations a second of a product of the solver's shape."""
+    left, right = torch.randn(4096, d), torch.randn(d, 4 * d)
+    return 2 * left.numel() * right.shape[1] / seconds(lambda: left @ right, repeats=9)
+
+
+def report_memory(folder: Path, k: int, j: int) -> None:
+    """In a process of its own: peak memory during a fit, less what the process had before it read the table."""
+    torch.ones(512, 512) @ torch.ones(512, 512)  # the libraries' own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    table = read_table(folder).clone()
+    ProjectiveClustering(k, j, restarts=1).fit(table)
+    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(f"| peak memory of a fit, the table included | {used / 1e6:.0f} MB = {used / table.nbytes:.2f} tables |")
+
+
+def main(folder: Path, k: int, j: int) -> None:
+    """Print the table of figures."""
+    table = read_table(folder)
+    n, d = table.shape
+    total = float(table.double().square().sum())
+    norms = squared_norms(table)
+    labels = random_partition(n, k, torch.Generator().manual_seed(0))
+    subspaces = fit_subspaces(table, None, labels, k, j, affine=False)
+
+    print(f"{n} x {d}, k={k}, j={j}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| what | measured |\n| --- | --- |")
+    rate = matrix_rate(d)
+    floor = (2 * n * d * k * j + 2 * n * d * d) / rate
+    fit = seconds(lambda: fit_subspaces(table, None, labels, k, j, affine=False))
+    assign = seconds(lambda: assign_rows(table, norms, subspaces))
+    print(f"| matrix rate | {rate / 1e9:.0f} GFLOP/s |")
+    print(f"| one step (fit + assign) | {fit:.2f} + {assign:.2f} s, {(fit + assign) / floor:.2f} x its floor |")
+
+    started = time.perf_counter()
+    fitted = ProjectiveClustering(k, j).fit(table)
+    elapsed = time.perf_counter() - started
+    steps = elapsed / floor
+    print(f"| default fit | {elapsed:.1f} s = {steps:.0f} step floors, relative error {fitted.inertia_ / total:.4f} |")
+    subprocess.run([sys.executable, __file__, str(folder), "--k", str(k), "--j", str(j), "--memory"], check=True)
+
+    for name, init, restarts, climb in (
+        ("one start", "spherical", 1, True),
+        ("residual seeding, one start", "residual", 1, True),
+        ("random start", "random", 1, True),
+        ("one start, full rank from the first step on", "spherical", 1, False),
+        ("8 starts, full rank from the first step on", "spherical", 8, False),
+        ("random start, full rank from the first step on (the paper's way)", "random", 1, False),
+    ):
+        estimator_module._SCOUTING_RANKS, estimator_module._CLIMBING_RANKS = RANKS if climb else ((), ())
+        started = time.perf_counter()
+        other = ProjectiveClustering(k, j, init=init, restarts=restarts).fit(table)
+        took = time.perf_counter() - started
+        print(f"| {name} | {took:.1f} s, relative error {other.inertia_ / total:.4f} |", flush=True)
+
+
+RANKS = estimator_module._SCOUTING_RANKS, estimator_module._CLIMBING_RANKS
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--j", type=int, default=418)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    (report_memory if arguments.memory else main)(arguments.folder, arguments.k, arguments.j)

@@ -1,0 +1,97 @@
+"""Last part of scripts/quickstart.sh: what 40% off costs, by table, by plot and by nearest neighbours.
+
+python scripts/quickstart_report.py MINILM_FOLDER OUTPUT_FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import pyplot
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+import projclust  # noqa: F401, lets AutoModel read compressed checkpoints
+from projclust import ProjectiveClustering
+from projclust.planning import compression_rate, parameter_count
+from projclust.report.plots import BLUE, GREY, ORANGE
+
+METHODS = {"projective": "projective clustering, k=5", "svd": "SVD", "random": "random partition, k=5"}
+WORDS = ("doctor", "piano", "monday", "volcano")
+RATIOS = (0.2, 0.4, 0.6, 0.8, 0.9)
+
+
+def neighbours(table: Tensor, row: int, words: dict[int, str], count: int = 5) -> list[str]:
+    """The whole words whose rows have the largest cosine with a row's."""
+    ids = torch.tensor(sorted(words))
+    unit = torch.nn.functional.normalize(table, dim=1)
+    order = (unit[ids] @ unit[row]).argsort(descending=True)
+    return [words[int(ids[i])] for i in order[: count + 1] if int(ids[i]) != row][:count]
+
+
+def plot(path: Path, table: Tensor) -> None:
+    """Relative error of the three methods against the fraction of parameters removed."""
+    n, d = table.shape
+    total = float(table.double().square().sum())
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for method, colour, marker in (("svd", ORANGE, "s"), ("random", GREY, "^"), ("projective", BLUE, "o")):
+        k = 1 if method == "svd" else 5
+        rates, errors = [], []
+        for ratio in RATIOS:
+            rank = int((1 - ratio) * n * d // parameter_count(n, d, k, 1))
+            fitted = ProjectiveClustering(k, rank, method=method, restarts=2).fit(table)
+            rates.append(100 * compression_rate(n, d, k, rank))
+            errors.append(fitted.inertia_ / total)
+        axes.plot(rates, errors, color=colour, marker=marker, label=METHODS[method])
+    axes.set(
+        title=f"MiniLM's embedding ({n:,} x {d}), nothing trained",
+        xlabel="parameters removed (%)",
+        ylabel="relative squared error",
+        ylim=(0, None),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def main(minilm: Path, out: Path) -> None:
+    """Write report.md and error.png to `out`, and print the report."""
+    reports: dict[str, dict[str, Any]] = {
+        method: json.loads((out / f"minilm-{method}" / "projclust_report.json").read_text()) for method in METHODS
+    }
+    lines = [
+        "| 40% off MiniLM's embedding | relative error | embedding | all weights |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    dense = reports["projective"]
+    lines.append(f"| dense | 0 | {dense['bytes_dense'] / 1e6:.1f} MB | {dense['model_bytes_dense'] / 1e6:.1f} MB |")
+    for method, name in METHODS.items():
+        report = reports[method]
+        sizes = f"{report['bytes_stored'] / 1e6:.1f} MB | {report['model_bytes_stored'] / 1e6:.1f} MB"
+        lines.append(f"| {name}, rank {report['j']} | {report['relative_error']:.4f} | {sizes} |")
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
+    words = {row: token for token, row in tokenizer.get_vocab().items() if token.isalpha() and len(token) > 2}
+    tables = {"dense": AutoModel.from_pretrained(minilm).get_input_embeddings().weight.detach()}
+    tables["compressed"] = AutoModel.from_pretrained(out / "minilm-projective").get_input_embeddings().dense_weight()
+    lines += ["", "| word | nearest before | nearest after |", "| --- | --- | --- |"]
+    for word in WORDS:
+        row = tokenizer.convert_tokens_to_ids(word)
+        before, after = (", ".join(neighbours(table, row, words)) for table in tables.values())
+        lines.append(f"| {word} | {before} | {after} |")
+    plot(out / "error.png", tables["dense"])
+    text = "\n".join(lines) + "\n"
+    (out / "report.md").write_text(text + "\n![error against size](error.png)\n", encoding="utf-8")
+    print(text)
+    print(f"written: {out}/report.md, {out}/error.png and the checkpoints {out}/minilm-*")
+    print(
+        f'next: python -c "import projclust; from transformers import AutoModel; '
+        f"print(AutoModel.from_pretrained('{out}/minilm-projective').embeddings)\""
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
