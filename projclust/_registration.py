@@ -8,6 +8,7 @@ table of quantizers is loaded already, and else right after something loads it.
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -36,7 +37,7 @@ class _TableFinder(importlib.abc.MetaPathFinder):
         if fullname != _TABLE:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _RegisteringLoader(spec.loader)
         return spec

@@ -85,6 +85,7 @@ def main(folder: Path, k: int, j: int) -> None:
     print(f"| default fit | {elapsed:.1f} s = {steps:.0f} step floors, relative error {fitted.inertia_ / total:.4f} |")
     subprocess.run([sys.executable, __file__, str(folder), "--k", str(k), "--j", str(j), "--memory"], check=True)
 
+    ranks_of_the_solver = {name: getattr(estimator_module, name) for name in ("_SCOUTING_RANKS", "_CLIMBING_RANKS")}
     for name, init, restarts, climb in (
         ("one start", "spherical", 1, True),
         ("residual seeding, one start", "residual", 1, True),
@@ -93,14 +94,13 @@ def main(folder: Path, k: int, j: int) -> None:
         ("8 starts, full rank from the first step on", "spherical", 8, False),
         ("random start, full rank from the first step on (the paper's way)", "random", 1, False),
     ):
-        estimator_module._SCOUTING_RANKS, estimator_module._CLIMBING_RANKS = RANKS if climb else ((), ())
+        for attribute, ranks in ranks_of_the_solver.items():
+            setattr(estimator_module, attribute, ranks if climb else ())
         started = time.perf_counter()
         other = ProjectiveClustering(k, j, init=init, restarts=restarts).fit(table)
         took = time.perf_counter() - started
         print(f"| {name} | {took:.1f} s, relative error {other.inertia_ / total:.4f} |", flush=True)
 
-
-RANKS = estimator_module._SCOUTING_RANKS, estimator_module._CLIMBING_RANKS
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import load_dataset
+from datasets import disable_progress_bars, load_dataset
 from minilm_forms import minilm_folder
 from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from projclust import compress_model
 
@@ -80,6 +81,8 @@ if __name__ == "__main__":
     parser.add_argument("--ratio", type=float, default=0.4)
     parser.add_argument("--k", type=int, default=5)
     arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    disable_progress_bars()
     print(f"| variant, {arguments.ratio:.0%} off | embedding bytes | STS-B Spearman x 100 | cosine to dense |")
     print("| --- | ---: | ---: | ---: |")
     for score in probe(arguments.model or minilm_folder(), arguments.glue_dir, arguments.ratio, arguments.k):

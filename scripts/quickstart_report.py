@@ -12,10 +12,11 @@ import torch
 from matplotlib import pyplot
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 import projclust  # noqa: F401, lets AutoModel read compressed checkpoints
 from projclust import ProjectiveClustering
-from projclust.planning import compression_rate, parameter_count
+from projclust.planning import compression_rate, rank_for_ratio
 from projclust.report.plots import BLUE, GREY, ORANGE
 
 METHODS = {"projective": "projective clustering, k=5", "svd": "SVD", "random": "random partition, k=5"}
@@ -40,7 +41,7 @@ def plot(path: Path, table: Tensor) -> None:
         k = 1 if method == "svd" else 5
         rates, errors = [], []
         for ratio in RATIOS:
-            rank = int((1 - ratio) * n * d // parameter_count(n, d, k, 1))
+            rank = rank_for_ratio(ratio, n, d, k)
             fitted = ProjectiveClustering(k, rank, method=method, restarts=2).fit(table)
             rates.append(100 * compression_rate(n, d, k, rank))
             errors.append(fitted.inertia_ / total)
@@ -59,6 +60,7 @@ def plot(path: Path, table: Tensor) -> None:
 
 def main(minilm: Path, out: Path) -> None:
     """Write report.md and error.png to `out`, and print the report."""
+    logging.disable_progress_bar()
     reports: dict[str, dict[str, Any]] = {
         method: json.loads((out / f"minilm-{method}" / "projclust_report.json").read_text()) for method in METHODS
     }

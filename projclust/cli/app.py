@@ -16,6 +16,7 @@ from .expand import expand
 from .inspect import inspect
 
 USAGE_MISTAKE, FAILURE = 2, 1
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="projclust",
@@ -58,11 +59,10 @@ def run(arguments: Sequence[str]) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in arguments
     try:
-        return int(app(list(arguments), prog_name="projclust", standalone_mode=False) or 0)
+        code = int(app(list(arguments), prog_name="projclust", standalone_mode=False) or 0)
+        return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
     except ProjclustError as error:
         return _fail(str(error), USAGE_MISTAKE, debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, debug)
     except BrokenPipeError:
         # The reader of our output has gone; python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,7 +71,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("out of memory", FAILURE, debug)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own: unknown options, missing arguments
-            return _fail(f"{error.format_message()} (projclust --help lists what there is)", USAGE_MISTAKE, debug)
+            message = error.format_message()
+            if not message:  # `projclust` alone: the help was printed
+                return USAGE_MISTAKE
+            return _fail(f"{message} (projclust --help lists what there is)", USAGE_MISTAKE, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILURE, debug)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win
-from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, warn
+from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, quoted, warn
 
 # These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
 # them.
@@ -44,8 +44,10 @@ def compress(
     codes: Annotated[CodesName | None, typer.Option(help="Stored dtype of the factors (the model's).")] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Starts to try.")] = 8,
     max_iter: Annotated[int, typer.Option(min=1, help="Most steps of the fit.")] = 100,
-    tol: Annotated[float, typer.Option(min=0.0, help="Stop when a step lowers the cost by less than this.")] = 1e-4,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random choices.")] = 0,
+    tol: Annotated[
+        float, typer.Option(min=0.0, help="Stop at a step that gains less, as a fraction of the cost.")
+    ] = 1e-4,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of all random choices.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to fit.")] = DeviceName.AUTO,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write (<name>-projclust).", metavar="DIR")
@@ -86,15 +88,17 @@ def compress(
     with progress_bar() as bar:
 
         def step(restart: int, step: int, cost: float) -> None:
-            what = f"start {restart} of {restarts}" if step == 0 else f"step {step}"
-            bar.advance(f"fitting: {what}, cost {cost:.6g}", restart, restarts)
+            if step == 0:
+                bar.advance(f"fitting: start {restart} of {restarts}, cost {cost:.6g}", restart, restarts)
+            else:
+                bar.advance(f"fitting: step {step}, cost {cost:.6g}", step, None)
 
         report = compress_checkpoint(options, Hooks(bar.stage, step, warn))
     if format is Format.JSON:
         print_json(report)
     else:
         _print_report(report)
-        print_next("drop --dry-run to write it" if dry_run else f"projclust inspect {report['output']}")
+        print_next("drop --dry-run to write it" if dry_run else f"projclust inspect {quoted(report['output'])}")
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigFile, Debug, OutputFormat, Revision
-from .output import Format, megabytes, print_json, print_next, print_rows
+from .output import Format, megabytes, print_json, print_next, print_rows, quoted
 
 
 def inspect(
@@ -27,9 +27,9 @@ def inspect(
         return
     print_rows(_rows(result))
     if result["compressed"]:
-        print_next(f"projclust expand {path} -o DIR")
+        print_next(f"projclust expand {quoted(path)} -o DIR")
     else:
-        print_next(f"projclust compress {path} --k 5 --ratio 0.4")
+        print_next(f"projclust compress {quoted(path)} --k 5 --ratio 0.4")
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -60,7 +60,6 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("relative error", "unknown (no report in the folder)" if error is None else f"{error:.4f}"),
     ]
     if result["model"] is not None:
-        rows.append(
-            ("made from", f"{result['model']}, seed {result['seed']}, projclust {result['versions']['projclust']}")
-        )
+        made_by = f"projclust {result['versions'].get('projclust', 'of unknown version')}"
+        rows.append(("made from", f"{result['model']}, seed {result['seed']}, {made_by}"))
     return rows

@@ -15,14 +15,14 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ProjclustError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ProjclustError(f"the config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ProjclustError(f"the config file {path} must hold options as `name: value`")
-    known = {str(parameter.name) for parameter in ctx.command.params} - {"config"}
+    known = {str(parameter.name) for parameter in ctx.command.params} - {"config", "debug"}
     values: dict[str, Any] = {str(name).replace("-", "_"): value for name, value in content.items()}
     unknown = sorted(set(values) - known)
     if unknown:

@@ -1,6 +1,7 @@
 """What the commands print: results on stdout, progress and warnings on stderr."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ def print_next(hint: str) -> None:
     print(f"\nnext: {hint}")
 
 
+def quoted(path: str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
 def warn(text: str) -> None:
     """One line on stderr."""
     print(f"warning: {text}", file=sys.stderr)
@@ -57,8 +63,8 @@ class Bar:
         self._progress.start()
         self._progress.reset(self._task, total=None, description=text)
 
-    def advance(self, text: str, done: int, total: int) -> None:
-        """Show how far it is."""
+    def advance(self, text: str, done: int, total: int | None) -> None:
+        """Show how far it is; a total of None is an unknown one."""
         self._progress.update(self._task, description=text, completed=done, total=total)
 
 

@@ -260,6 +260,6 @@ def _as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | No
         raise ProjclustError(f"row weights must have shape ({n},), not {tuple(weights.shape)}")
     if not torch.isfinite(weights).all() or (weights < 0).any():
         raise ProjclustError("row weights must be finite and not negative")
-    if weights.sum() <= 0:
-        raise ProjclustError("row weights are all zero: nothing to fit")
+    if not 0 < weights.sum() < torch.inf:
+        raise ProjclustError("row weights must have a positive, finite sum: there is nothing to fit")
     return weights

@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -32,8 +33,9 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 # Small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers modules.
 _SIDE_FILES = (
-    "tokenizer*",
-    "*vocab*",
+    "tokenizer*.json",
+    "*vocab*.json",
+    "*vocab*.txt",
     "*merges.txt",
     "*tokens*.json",
     "*.model",
@@ -68,14 +70,16 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     Raises:
         ProjclustError: there is no such folder or model, or the Hub cannot be reached.
     """
-    folder = Path(model)
-    if folder.is_dir():
+    if not model:
+        raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
+    folder = local_folder(model)
+    if folder is not None:
         if revision is not None:
             raise ProjclustError("--revision is for models on the Hub, but this is a local folder")
         if not (folder / CONFIG).is_file():
             raise ProjclustError(f"{model} holds no {CONFIG}: it is not a model folder")
         return folder
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
     patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
     try:
@@ -91,7 +95,15 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
             f"{model} is no local folder, and the Hub cannot be reached to look for it there"
         ) from None
     except (HfHubHTTPError, OSError) as error:
-        raise ProjclustError(f"downloading {model} failed: {str(error).splitlines()[0]}") from None
+        raise ProjclustError(f"downloading {model} failed: {one_line(error)}") from None
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that `model` names, or None for a Hub id."""
+    try:
+        return Path(model) if model and Path(model).is_dir() else None
+    except OSError:  # a name too long to be a path
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,18 +117,25 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
     return content
 
 
 def quantization_method(config: dict[str, Any]) -> str | None:
-    """The quantization method that a config.json states: "projclust", another one's name, or None."""
+    """The quantization method that a config.json states: "projclust", another one's name, or None.
+
+    Raises:
+        CheckpointError: it states something else.
+    """
     stated = config.get("quantization_config")
     if stated is None:
         return None
-    return str(stated.get("quant_method")) if isinstance(stated, dict) else "unknown"
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if not isinstance(method, str):
+        raise CheckpointError("damaged checkpoint: the quantization_config in config.json names no quant_method")
+    return method
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -134,7 +153,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                     shape, dtype = tuple(view.get_shape()), str(view.get_dtype())
                     tensors[name] = StoredTensor(shape, dtype, math.prod(shape) * _ITEM_SIZES.get(dtype, 1))
         except Exception as error:  # safetensors has an error class of its own, and mapping may fail as well
-            raise CheckpointError(f"{file} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
+            raise CheckpointError(f"{file} is not a readable safetensors file: {one_line(error)}") from None
     return tensors
 
 
@@ -148,9 +167,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).is_file():
         shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
-        files = [folder / Path(str(name)).name for name in sorted(set(shards.values()), key=str)]
+        files = [folder / Path(name).name for name in sorted(set(shards.values()))]
         for file in files:
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing")
@@ -161,7 +180,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
-    """The tensors of the module `name`, whatever prefix the checkpoint has or lacks."""
+    """The tensors of the input embedding: factors by their bases, a dense one by the module's name.
+
+    The checkpoint may have or lack a prefix of `name`; transformers even renames the embeddings of a few models.
+    """
+    for key in tensors:
+        module = key.removesuffix("bases")
+        if key.endswith(".bases") and f"{module}clusters" in tensors:
+            return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] + "." == module}
     parts = name.split(".")
     for start in range(len(parts)):
         prefix = ".".join(parts[start:]) + "."
@@ -207,13 +233,17 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, list[str]]:
     kind = model_class(config)
     try:
         model, info = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the message below can name the tensor
         )
     except ProjclustError:
         raise
     except Exception as error:  # a damaged config or header can make transformers raise nearly anything
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {first[:300]}") from error
+        raise CheckpointError(f"{folder} cannot be loaded as {kind.__name__}: {one_line(error)}") from error
     if info["mismatched_keys"]:
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
         raise CheckpointError(f"{folder} is damaged: {names[0]} has another shape than config.json asks for")
@@ -227,11 +257,17 @@ def copy_side_files(source: Path, target: Path) -> None:
     """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
-        if path.is_file() and any(_matches(name, pattern) for pattern in _SIDE_FILES):
+        if path.is_file() and is_side_file(name):
             destination = target / name
             destination.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, destination)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+def is_side_file(name: str) -> bool:
+    """Whether a file, by its path inside a checkpoint, travels with the weights."""
+    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message, without line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -13,7 +13,7 @@ from projclust.errors import ProjclustError
 from projclust.modules import ProjectiveEmbedding
 from projclust.planning import rank_for_ratio
 
-from .config import ProjClustConfig
+from .config import ProjClustConfig, stored_dtype
 from .quantizer import ProjClustHfQuantizer, stored_shape
 from .swap import DensePart, dense_parts, input_embedding, swap_embedding
 
@@ -78,7 +78,8 @@ def compress_model(
     if ratio is not None:
         j = rank_for_ratio(ratio, embedding.num_embeddings, embedding.embedding_dim, k, affine)
     assert j is not None
-    config = ProjClustConfig(k, j, affine, str(Method(method).value), codes, seed, restarts, max_iter, tol)
+    name = method.value if isinstance(method, Method) else method
+    config = ProjClustConfig(k, j, affine, name, codes, seed, restarts, max_iter, tol)
     compress_embedding(model, config, sample_weight, device)
     return model
 
@@ -99,7 +100,7 @@ def compress_embedding(
     table = old.weight.detach()
     if table.is_meta:
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
-    config.check_codes()
+    stored = stored_dtype(config.codes, table.dtype)
     config.num_embeddings, config.embedding_dim = table.shape
     clustering = ProjectiveClustering(
         config.n_clusters,
@@ -113,7 +114,6 @@ def compress_embedding(
         device=device,
     ).fit(table, sample_weight, progress)
 
-    stored = table.dtype if config.codes is None else getattr(torch, config.codes)
     bases, means = _rounded(clustering.components_, stored), clustering.means_
     means = None if means is None else _rounded(means, stored)
     coefficients = _rounded(clustering.coefficients_, stored)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from projclust.clustering import Method
@@ -79,13 +80,22 @@ class ProjClustConfig(QuantizationConfigMixin):
             raise ProjclustError(f"rank j={j} must be less than the embedding's width {d}")
         if k > n:
             raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
-        self.check_codes()
-
-    def check_codes(self) -> None:
-        """Refuse a `codes` this version cannot store.
-
-        Raises:
-            ProjclustError: naming what there is.
-        """
         if self.codes is not None and self.codes not in CODES:
             raise ProjclustError(f"codes must be one of {', '.join(CODES)}, not {self.codes!r}")
+
+
+def stored_dtype(codes: str | None, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which `codes` stores the factors of a model of another dtype.
+
+    Raises:
+        ProjclustError: there are no such codes, or they are not narrower than the model's own dtype.
+    """
+    if codes is None:
+        return dtype
+    if codes not in CODES:
+        raise ProjclustError(f"codes must be one of {', '.join(CODES)}, not {codes!r}")
+    narrow: torch.dtype = getattr(torch, codes)
+    if narrow != dtype and narrow.itemsize >= dtype.itemsize:
+        name = str(dtype).removeprefix("torch.")
+        raise ProjclustError(f"codes {codes} are not narrower than the model's {name}: leave them out to store {name}")
+    return narrow

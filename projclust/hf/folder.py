@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,33 +15,53 @@ from safetensors import SafetensorError
 
 from projclust.errors import ProjclustError
 
+from .checkpoint import CONFIG, is_side_file
+
 # Every folder projclust writes holds this file; only such a folder is ever replaced.
 OPTIONS_FILE = "projclust_options.yaml"
+
+_OWN_FILES = re.compile(r"projclust_\w+\.(json|yaml|png)|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
 def check_target(target: Path, overwrite: bool, source: Path | None = None) -> None:
     """Refuse an output folder that must not or cannot be written, before any work is done.
 
     Raises:
-        ProjclustError: it exists and `overwrite` is false; it exists and projclust did not write it; it is, holds or
-            lies in the folder `source`; its parent does not exist or is not writable.
+        ProjclustError: it exists and `overwrite` is false; it exists and holds what projclust did not write; it is,
+            holds or lies in the folder `source`; its parent does not exist or is not writable.
     """
-    if source is not None:
-        new, old = target.resolve(), source.resolve()
-        if new == old or new in old.parents or old in new.parents:
-            raise ProjclustError(f"the output {target} and the model's own folder overlap: choose another --output")
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise ProjclustError(f"the output {target} exists and is not a folder: choose another --output")
-    if target.exists():
-        if not overwrite:
-            raise ProjclustError(f"the output folder {target} exists: choose another --output or pass --overwrite")
-        if any(target.iterdir()) and not (target / OPTIONS_FILE).is_file():
-            raise ProjclustError(f"{target} was not written by projclust, so --overwrite will not replace it")
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ProjclustError(f"the folder {parent} is not writable: choose another --output")
+    try:
+        if source is not None:
+            new, old = target.resolve(), source.resolve()
+            if new == old or new in old.parents or old in new.parents:
+                raise ProjclustError(f"the output {target} and the model's own folder overlap: choose another --output")
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise ProjclustError(f"the output {target} exists and is not a folder: choose another --output")
+        if target.exists():
+            if not overwrite:
+                raise ProjclustError(f"the output folder {target} exists: choose another --output or pass --overwrite")
+            _refuse_foreign(target)
+        parent = target.absolute().parent
+        if not parent.is_dir():
+            raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ProjclustError(f"the folder {parent} is not writable: choose another --output")
+    except OSError as error:  # a name too long, a folder that may not be listed
+        raise ProjclustError(f"cannot use {target} as the output: {_reason(error)}") from None
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Refuse to replace a folder in which anything is not projclust's own."""
+    found = [
+        path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
+    ]
+    if found and OPTIONS_FILE not in found:
+        raise ProjclustError(f"{target} was not written by projclust, so --overwrite will not replace it")
+    for name in sorted(found):
+        if not (name == CONFIG or _OWN_FILES.fullmatch(name) or is_side_file(name)):
+            raise ProjclustError(
+                f"{target} holds {name}, which projclust did not write: move it, or choose another --output"
+            )
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -57,27 +78,36 @@ def check_space(target: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden folder beside `target` to fill; it takes the place of `target` when the block ends without an error.
 
-    A process killed at any moment leaves `target` as it was or complete (on systems that cannot exchange two folders in
-    one step, Windows among them, replacing takes two). What it leaves beside it is removed by the next run.
+    A process killed at any moment leaves `target` as it was or complete; what it leaves beside it is removed by the
+    next run. Where a system cannot exchange two folders in one step (Windows), a kill between its two steps leaves the
+    old folder under a hidden name, and the next run puts it back.
+
+    Args:
+        target: the folder to write.
+        overwrite: replace a folder that projclust wrote; otherwise nothing may have appeared there meanwhile.
 
     Raises:
-        ProjclustError: a file cannot be written; nothing is left behind.
+        ProjclustError: a file cannot be written, or `target` must not be replaced; nothing is left behind.
     """
-    prefix = f".{target.name}.partial-"
     parent = target.absolute().parent
-    _remove_abandoned(parent, prefix)
     staging = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        with _locked(staging):
+        with contextlib.ExitStack() as locks:
+            # Under the parent's lock no other run takes a folder for abandoned that is only not locked yet.
+            with _locked(parent, wait=True):
+                _clean_up(target)
+                staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+                locks.enter_context(_locked(staging, wait=False))
             yield staging
             _settle(staging)
-            _put_in_place(staging, target)
+            _put_in_place(staging, target, overwrite)
     except (OSError, SafetensorError) as error:
-        raise ProjclustError(f"cannot write {target}: {_reason(error)}") from error
+        raise ProjclustError(
+            f"cannot write {target}: {_reason(error)}; free some space or choose another --output"
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -93,28 +123,29 @@ def _settle(folder: Path) -> None:
     os.umask(mask)
     for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        if os.name == "posix" or path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        _synchronise(path)
 
 
-def _put_in_place(staging: Path, target: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-    elif not _exchange(staging, target):
-        old = staging.with_name(staging.name + "-old")
-        target.rename(old)
-        staging.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix":
-        descriptor = os.open(target.absolute().parent, os.O_RDONLY)
+def _synchronise(path: Path) -> None:
+    if os.name == "posix" or path.is_file():
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _put_in_place(staging: Path, target: Path, overwrite: bool) -> None:
+    # Again, for the work has taken a while: what appeared there meanwhile is somebody's.
+    check_target(target, overwrite)
+    if not target.exists():
+        staging.rename(target)  # refused by the system if a folder with anything in it appears right now
+    elif not _exchange(staging, target):
+        old = staging.with_name(staging.name.replace(".partial-", ".replaced-"))
+        target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    _synchronise(target.absolute().parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -130,9 +161,27 @@ def _exchange(first: Path, second: Path) -> bool:
     return False
 
 
+def _clean_up(target: Path) -> None:
+    """Remove what killed runs left: unfinished folders that no living process has locked."""
+    # mkdtemp's random part, exactly: `.out.partial-notes` is somebody's.
+    leftover = re.compile(re.escape(f".{target.name}.") + r"(partial|replaced)-[a-z0-9_]{8}")
+    for folder in sorted(target.absolute().parent.iterdir()):
+        if not leftover.fullmatch(folder.name) or not folder.is_dir():
+            continue
+        with contextlib.suppress(OSError), _locked(folder, wait=False):
+            if ".replaced-" in folder.name and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, which ends with the process whatever ends it."""
+def _locked(folder: Path, wait: bool) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process whatever ends it.
+
+    Raises:
+        BlockingIOError: another process has it and `wait` is false.
+    """
     if os.name != "posix":
         yield
         return
@@ -140,25 +189,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems know no locks; the folder is then only cleaned up less well.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:  # some network file systems know no locks; there, concurrent runs are not told apart
+            pass
         yield
     finally:
         os.close(descriptor)
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Remove what killed runs left: unfinished folders that no living process has locked."""
-    if os.name != "posix":
-        return
-    import fcntl
-
-    for folder in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(descriptor)

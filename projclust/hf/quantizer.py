@@ -1,5 +1,6 @@
 """The transformers quantizer that makes compressed checkpoints load with plain ``from_pretrained``."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
-from projclust.errors import CheckpointError
+from projclust.errors import CheckpointError, ProjclustError
 from projclust.modules import FactorizedTable, ProjectiveEmbedding
 
 from .config import FORMAT_VERSION, ProjClustConfig
@@ -64,7 +65,9 @@ class ProjClustHfQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
         if self.pre_quantized:
-            _check_loaded_factors(model.get_input_embeddings())
+            for module in model.modules():
+                if isinstance(module, FactorizedTable):
+                    _check_loaded_factors(module)
         else:
             from .compress import compress_embedding
 
@@ -83,21 +86,30 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """Factors in the dtype of `codes`, where that is narrower than the model's; None leaves the state as it is."""
+        """Factors in the dtype of `codes`, where that is narrower than the model's.
+
+        transformers saves what this returns in place of the `state_dict` its caller passed, which under FSDP is the
+        only complete one. Nothing hands it over, so it is read from the caller's frame; None means the model's own.
+        """
+        state: dict[str, Tensor] | None = sys._getframe(1).f_locals.get("state_dict")
         codes = self.quantization_config.codes
         if codes is None:
-            return None, {}
+            return state, {}
         dtype: torch.dtype = getattr(torch, codes)
-        state = model.state_dict()
-        narrowed: dict[int, Tensor] = {}  # by storage, so that tied factors stay one tensor
+        state = dict(model.state_dict() if state is None else state)
+        narrowed: dict[int, Tensor] = {}  # by parameter, so that tied factors stay one tensor
         for name, module in model.named_modules(remove_duplicate=False):
             if not isinstance(module, FactorizedTable):
                 continue
             for factor in module.factor_names():
                 key = f"{name}.{factor}"
-                tensor = state[key]
-                if dtype.itemsize < tensor.dtype.itemsize:
-                    state[key] = narrowed.setdefault(tensor.data_ptr(), tensor.to(dtype))
+                if key in state and dtype.itemsize < state[key].dtype.itemsize:
+                    narrow = narrowed.setdefault(id(getattr(module, factor)), state[key].to(dtype))
+                    if not torch.isfinite(narrow).all():
+                        raise ProjclustError(
+                            f"{key} has outgrown {codes}: set config.quantization_config.codes to None"
+                        )
+                    state[key] = narrow
         return state, {}
 
 
@@ -126,12 +138,17 @@ def stored_shape(config: ProjClustConfig) -> "Shape":
 def check_stored_factors(files: list[str], shape: "Shape") -> None:
     """Compare the factors' shapes in the safetensors headers with the ones config.json states.
 
+    What is missing shows after the load; names are no help before it, since transformers renames some on their way.
+
     Raises:
-        CheckpointError: a factor is missing or has another shape.
+        CheckpointError: a file cannot be read, or a factor has another shape.
     """
-    expected = {"bases": [shape.k, shape.j, shape.d], "clusters": [shape.n], "weight": [shape.n, shape.j]}
-    if shape.affine:
-        expected["means"] = [shape.k, shape.d]
+    expected = {
+        "bases": [shape.k, shape.j, shape.d],
+        "means": [shape.k, shape.d],
+        "clusters": [shape.n],
+        "weight": [shape.n, shape.j],
+    }
     stored: dict[str, list[int]] = {}
     for file in files:
         if Path(file).suffix != ".safetensors":
@@ -142,31 +159,27 @@ def check_stored_factors(files: list[str], shape: "Shape") -> None:
                     stored[key] = tensors.get_slice(key).get_shape()
         except Exception as error:  # safetensors has an error class of its own
             raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
-    if not stored:  # a state dict, or sharded files this load does not read: transformers checks what it loads
-        return
-    prefixes = [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]
-    if not prefixes:
-        raise CheckpointError("damaged checkpoint: the bases of the compressed embedding are missing")
-    for factor, wanted in expected.items():
-        found = stored.get(prefixes[0] + factor)
-        if found is None:
-            raise CheckpointError(f"damaged checkpoint: {prefixes[0]}{factor} is missing")
-        if found != wanted:
-            raise CheckpointError(f"damaged checkpoint: {prefixes[0]}{factor} has shape {found}, expected {wanted}")
+    for prefix in [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]:
+        for factor, wanted in expected.items():
+            found = stored.get(prefix + factor, wanted)
+            if found != wanted:
+                raise CheckpointError(f"damaged checkpoint: {prefix}{factor} has shape {found}, expected {wanted}")
 
 
-def _check_loaded_factors(embedding: Any) -> None:
-    if not isinstance(embedding, ProjectiveEmbedding) or hasattr(embedding, "_hf_hook"):
+def _check_loaded_factors(table: FactorizedTable) -> None:
+    if hasattr(table, "_hf_hook"):
         return  # dispatched by accelerate, whose hooks wrap the parameters anew: nothing to read here
-    for name in [*embedding.factor_names(), "clusters"]:
-        tensor = getattr(embedding, name)
-        if tensor.is_meta:
-            continue
+    for name in [*table.factor_names(), *(["clusters"] if table.primary is table else [])]:
+        tensor = getattr(table, name)
+        if table.primary is not table and tensor is getattr(table.primary, name):
+            continue  # tied: checked there
         # transformers marks every tensor it read; one without the mark would be uninitialised memory.
         if not getattr(tensor, "_is_hf_initialized", False):
-            raise CheckpointError(f"damaged checkpoint: the embedding's {name} was not loaded")
+            raise CheckpointError(f"damaged checkpoint: the embedding's {name} is missing")
+        if tensor.is_meta:
+            continue
         if name == "clusters":
-            if int(tensor.max()) >= embedding.n_clusters or int(tensor.min()) < 0:
-                raise CheckpointError(f"damaged checkpoint: a cluster id lies outside 0 .. {embedding.n_clusters - 1}")
+            if int(tensor.max()) >= table.n_clusters or int(tensor.min()) < 0:
+                raise CheckpointError(f"damaged checkpoint: a cluster id lies outside 0 .. {table.n_clusters - 1}")
         elif not torch.isfinite(tensor).all():
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} has NaN or infinite entries")

@@ -59,7 +59,11 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
         raise ProjclustError(f"{kind} has an input embedding of class {type(module).__name__}, which is not supported")
     if module.max_norm is not None:
         raise ProjclustError(f"{kind} renormalises its embedding at every lookup (max_norm), which is not supported")
-    return _names_of(model, module)[0], module
+    name = _names_of(model, module)[0]
+    # Where the embedding is itself tied to another (Marian), that one is what tie_weights() copies from.
+    root = _root(model, f"{name}.weight").rpartition(".")[0]
+    source = model.get_submodule(root)
+    return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
 def swap_embedding(model: PreTrainedModel, shape: Shape) -> ProjectiveEmbedding:
@@ -95,18 +99,22 @@ def restore_dense(model: PreTrainedModel) -> None:
     factorised = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, FactorizedTable)}
     if not factorised:
         raise ProjclustError("this model holds no compressed embedding")
-    primary = next(iter(factorised.values())).primary
-    weight = nn.Parameter(primary.dense_weight(), requires_grad=primary.weight.requires_grad)
+    weights: dict[int, nn.Parameter] = {}  # one for each set of factors: something may have untied a head meanwhile
     rebuilt: dict[int, nn.Module] = {}
     for name, module in factorised.items():
+        factor = module.weight
+        if id(factor) not in weights:
+            weights[id(factor)] = nn.Parameter(module.dense_weight(), requires_grad=factor.requires_grad)
         if id(module) not in rebuilt:
-            rebuilt[id(module)] = _dense_module(module, weight)
+            rebuilt[id(module)] = _dense_module(module, weights[id(factor)]).train(module.training)
         model.set_submodule(name, rebuilt[id(module)])
     for _, part in _pretrained_parts(model):
         if _SAVED_TABLES in part.__dict__:
-            # The class's own table shows again once the instance's is gone.
+            part.all_tied_weights_keys, own = part.__dict__.pop(_SAVED_TABLES)
+            # The class's own table shows again once the instance's is gone; some instances had one.
             part.__dict__.pop("_tied_weights_keys", None)
-            part.all_tied_weights_keys = part.__dict__.pop(_SAVED_TABLES)
+            if own is not None:
+                part._tied_weights_keys = own
     model.tie_weights()
 
 
@@ -139,6 +147,8 @@ def _refuse_dense_readers(model: PreTrainedModel) -> None:
     """Models that multiply with the embedding's dense weight themselves, outside any module that could be swapped."""
     for _, part in _pretrained_parts(model):
         kind, config = type(part).__name__, part.config
+        if kind in ("MobileBertForMaskedLM", "MobileBertForPreTraining"):
+            raise ProjclustError(f"{kind} reads the dense embedding itself: it cannot be compressed")
         if kind in ("DebertaForMaskedLM", "DebertaV2ForMaskedLM") and not getattr(config, "legacy", True):
             raise ProjclustError(
                 f"{kind} with legacy=False reads the embedding's dense weight: it cannot be compressed"
@@ -160,13 +170,17 @@ def _names_of(model: nn.Module, module: nn.Module) -> list[str]:
     return [name for name, other in model.named_modules(remove_duplicate=False) if other is module]
 
 
+def _root(model: PreTrainedModel, weight: str) -> str:
+    """The parameter that `weight` is tied to by transformers' table, or itself."""
+    root: str = (getattr(model, "all_tied_weights_keys", None) or {}).get(weight, weight)
+    return root
+
+
 def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[str, nn.Module]:
     """Modules, by name, whose weight is tied to the embedding's, by transformers' tables or as the same parameter."""
-    names = set()
-    weight = f"{name}.weight"
-    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if weight in (target, source):
-            names |= {target.rpartition(".")[0], source.rpartition(".")[0]}
+    root = _root(model, f"{name}.weight")
+    pairs = (getattr(model, "all_tied_weights_keys", None) or {}).items()
+    names = {key.rpartition(".")[0] for pair in pairs if root in pair for key in pair}
     for other_name, module in model.named_modules(remove_duplicate=False):
         if getattr(module, "weight", None) is old.weight:
             names.add(other_name)
@@ -188,7 +202,7 @@ def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTa
         primary=primary,
     )
     new.dense_class = type(old)
-    return new
+    return new.train(old.training)
 
 
 def _factorised_tie(name: str, old: nn.Module, shape: Shape, primary: ProjectiveEmbedding) -> FactorizedTable:
@@ -204,7 +218,7 @@ def _factorised_tie(name: str, old: nn.Module, shape: Shape, primary: Projective
             primary=primary,
         )
         head.bias = old.bias  # the parameter itself: it may be tied elsewhere
-        return head
+        return head.train(old.training)
     if isinstance(old, nn.Embedding) and (type(old) is nn.Embedding or _is_scaled(old)):
         return _factorised_embedding(old, shape, primary)
     raise ProjclustError(f"{name} is tied to the embedding but is a {type(old).__name__}, which is not supported")
@@ -224,18 +238,20 @@ def _extend_tying_tables(model: PreTrainedModel, swapped: set[str], factors: lis
         return result
 
     for prefix, part in _pretrained_parts(model):
-        if not getattr(part.config, "tie_word_embeddings", False) or not part._tied_weights_keys:
-            continue
-        part.__dict__[_SAVED_TABLES] = dict(part.all_tied_weights_keys)
-        part._tied_weights_keys = extended(part.get_expanded_tied_weights_keys(), prefix)
+        part.__dict__[_SAVED_TABLES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
+        # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
         part.all_tied_weights_keys = extended(part.all_tied_weights_keys, prefix)
+        if getattr(part.config, "tie_word_embeddings", False) and part._tied_weights_keys:
+            part._tied_weights_keys = extended(part.get_expanded_tied_weights_keys(), prefix)
 
 
 def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
     if isinstance(module, ProjectiveEmbedding):
         options: dict[str, Any] = {} if module.scale is None else {"embed_scale": module.scale}
-        embedding = module.dense_class(module.num_embeddings, module.embedding_dim, module.padding_idx, **options)
-        embedding = embedding.to(weight.device)  # a scale may be a buffer; the weight is replaced next
+        # With one row, for the weight is replaced next; and without touching anybody's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            embedding = module.dense_class(1, module.embedding_dim, None, **options).to(weight.device)
+        embedding.num_embeddings, embedding.padding_idx = module.num_embeddings, module.padding_idx
         embedding.weight = weight
         return embedding
     head = cast(ProjectiveLMHead, module)

@@ -25,13 +25,15 @@ from projclust.hf.checkpoint import (
     copy_side_files,
     embedding_tensors,
     load_checkpoint,
+    local_folder,
+    one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
     stored_tensors,
 )
 from projclust.hf.compress import compress_embedding
-from projclust.hf.config import CODES, ProjClustConfig
+from projclust.hf.config import ProjClustConfig, stored_dtype
 from projclust.hf.folder import OPTIONS_FILE, check_space, check_target, new_folder
 from projclust.hf.swap import DensePart, Shape, dense_parts, input_embedding
 from projclust.planning import compression_rate, parameter_count, rank_for_ratio
@@ -92,8 +94,8 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     hooks = hooks or Hooks()
     options = _settled(options)
     output = Path(str(options.output))
-    local = Path(options.model)
-    check_target(output, options.overwrite, local if local.is_dir() else None)
+    if not options.dry_run:
+        check_target(output, options.overwrite, local_folder(options.model))
     device = _device(options.device)
 
     source = resolve_checkpoint(options.model, options.revision)
@@ -104,16 +106,16 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         raise ProjclustError(f"{options.model} is compressed already ({method}): {hint}")
     torch.manual_seed(options.seed)  # for parameters the checkpoint lacks
     model, missing = load_checkpoint(source)
+    name, embedding = input_embedding(model)
+    if f"{name}.weight" in missing:
+        raise CheckpointError(f"{options.model} holds no weights for its embedding {name}")
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
-    name, embedding = input_embedding(model)
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
-    options = replace(options, j=shape.j)
-    stored_dtype = table.dtype if options.codes is None else getattr(torch, options.codes)
     sample_weight = _sample_weight(options.weights, source, shape.n)
     model_bytes = _model_bytes(model)
-    report = _plan(options, shape, table, stored_dtype, model_bytes, dense_parts(model, shape), name)
+    report = _plan(options, shape, table, model_bytes, dense_parts(model, shape), name)
     if options.dry_run:
         return report
     check_space(output, report["model_bytes_stored"] + _SMALL_FILES)
@@ -148,11 +150,12 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     }
 
     hooks.stage(f"writing {output}")
-    with new_folder(output) as folder:
+    with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
         model.save_pretrained(folder)
-        written = embedding_tensors(stored_tensors(folder), name)
-        report["bytes_stored"] = sum(tensor.bytes for tensor in written.values())
+        written = stored_tensors(folder)
+        report["model_bytes_stored"] = sum(tensor.bytes for tensor in written.values())
+        report["bytes_stored"] = sum(tensor.bytes for tensor in embedding_tensors(written, name).values())
         report["bits_per_weight"] = 8 * report["bytes_stored"] / report["params_dense"]
         report["total_seconds"] = round(time.perf_counter() - started, 3)
         report["peak_memory_bytes"] = _peak_memory(device)
@@ -176,13 +179,18 @@ def _settled(options: CompressOptions) -> CompressOptions:
         raise ProjclustError("give exactly one of --j and --ratio")
     if options.method not in {method.value for method in Method}:
         raise ProjclustError(f"--method must be one of {', '.join(method.value for method in Method)}")
-    if options.codes is not None and options.codes not in CODES:
-        raise ProjclustError(f"--codes must be one of {', '.join(CODES)}")
+    stored_dtype(options.codes, torch.float64)  # whether there are such codes; the model's dtype comes later
+    if options.ratio is not None and not 0 < options.ratio < 1:
+        raise ProjclustError(f"--ratio must lie between 0 and 1 (0.4 takes 40% off), not {options.ratio:g}")
+    if options.weights != "uniform" and not (options.weights.startswith("counts:") and options.weights != "counts:"):
+        raise ProjclustError("--weights must be uniform or counts:FILE")
     k = options.k
     if options.method == Method.SVD.value:
         if k not in (None, 1):
             raise ProjclustError(f"--method svd is one subspace: drop --k {k}")
         k = 1
+    if k is not None and k < 1:
+        raise ProjclustError(f"--k must be at least 1, not {k}")
     name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model.rpartition("/")[2]
     return replace(
         options,
@@ -201,8 +209,6 @@ def _device(name: str) -> torch.device:
 
 def _shape(options: CompressOptions, n: int, d: int) -> Shape:
     k = int(options.k or 0)
-    if k < 1:
-        raise ProjclustError(f"--k must be at least 1, not {k}")
     if k > n:
         raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
     j = int(options.j or 0) if options.ratio is None else rank_for_ratio(options.ratio, n, d, k, options.affine)
@@ -214,26 +220,21 @@ def _shape(options: CompressOptions, n: int, d: int) -> Shape:
 def _sample_weight(weights: str, source: Path, n: int) -> Tensor | None:
     if weights == "uniform":
         return None
-    kind, _, argument = weights.partition(":")
-    if kind != "counts" or not argument:
-        raise ProjclustError("--weights must be uniform or counts:FILE")
 
     def vocabulary() -> dict[str, int]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizer files can be damaged in any way
-            reason = str(error).partition("\n")[0]
-            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {reason}") from None
+            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {one_line(error)}") from None
         return dict(tokenizer.get_vocab())
 
-    return read_counts(Path(argument), n, vocabulary)
+    return read_counts(Path(weights.removeprefix("counts:")), n, vocabulary)
 
 
 def _plan(
     options: CompressOptions,
     shape: Shape,
     table: Tensor,
-    stored_dtype: torch.dtype,
     model_bytes: int,
     parts: list[DensePart],
     name: str,
@@ -243,7 +244,8 @@ def _plan(
     stored = parameter_count(n, d, k, j, shape.affine)
     ids = n * (1 if k <= 256 else 4)
     bytes_dense = table.numel() * table.element_size()
-    bytes_stored = stored * stored_dtype.itemsize + ids
+    dtype = stored_dtype(options.codes, table.dtype)
+    bytes_stored = stored * dtype.itemsize + ids
     return {
         "model": options.model,
         "method": options.method,
@@ -254,7 +256,7 @@ def _plan(
         "d": d,
         "seed": options.seed,
         "weights": options.weights.partition(":")[0],
-        "codes": str(stored_dtype).removeprefix("torch."),
+        "codes": str(dtype).removeprefix("torch."),
         "device": str(_device(options.device)),
         "params_dense": n * d,
         "params_stored": stored,
@@ -284,8 +286,9 @@ def _plan(
 
 
 def _model_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all weights, tied ones once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Bytes of everything a checkpoint of the model holds, tied tensors once."""
+    tensors = {(t.data_ptr(), t.numel()): t for t in model.state_dict().values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def _error_by_rank(spectra: Tensor) -> list[float]:

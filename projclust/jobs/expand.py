@@ -10,6 +10,7 @@ from projclust.hf.checkpoint import (
     CONFIG,
     copy_side_files,
     load_checkpoint,
+    local_folder,
     quantization_method,
     read_json,
     resolve_checkpoint,
@@ -40,14 +41,13 @@ def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
         ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
     """
     output = Path(options.output)
-    local = Path(options.path)
-    check_target(output, options.overwrite, local if local.is_dir() else None)
+    check_target(output, options.overwrite, local_folder(options.path))
     source = resolve_checkpoint(options.path, options.revision)
     if quantization_method(read_json(source / CONFIG)) != "projclust":
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
     model, _ = load_checkpoint(source)
     model.dequantize()
-    with new_folder(output) as folder:
+    with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
         model.save_pretrained(folder)
         (folder / "README.md").write_text(expanded_card(options.path, source), encoding="utf-8")

@@ -11,6 +11,7 @@ from projclust.hf.checkpoint import (
     CONFIG,
     embedding_tensors,
     model_class,
+    one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
@@ -36,13 +37,18 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         raise ProjclustError(f"{path} is quantized with {method}, which projclust does not read")
     name, n, d = _embedding(folder, config)
     embedding = embedding_tensors(tensors, name)
+    weight = next((tensor for key, tensor in embedding.items() if key.endswith("weight")), None)
+    if weight is None:
+        raise CheckpointError(f"{path} holds no weights for its embedding {name}")
+    if weight.shape[0] != n or (method is None and weight.shape != (n, d)):
+        raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {n} x {d}")
     total = sum(tensor.bytes for tensor in tensors.values())
     stored = sum(tensor.bytes for tensor in embedding.values())
     parts = {key: {"shape": list(t.shape), "dtype": t.dtype, "bytes": t.bytes} for key, t in sorted(embedding.items())}
     result = {
         "path": path,
         "compressed": method == "projclust",
-        "model_class": (config.get("architectures") or ["AutoModel"])[0],
+        "model_class": model_class(config).__name__,
         "embedding": name,
         "n": n,
         "d": d,
@@ -66,8 +72,7 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
             build = getattr(kind, "from_config", None) or kind._from_config
             model = build(settings)
     except Exception as error:  # a damaged config can make transformers raise nearly anything
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{folder / CONFIG} describes no model: {first[:300]}") from error
+        raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
     name, embedding = input_embedding(model)
     return name, embedding.num_embeddings, embedding.embedding_dim
 
@@ -98,7 +103,9 @@ def _compression(folder: Path, config: dict[str, Any], embedding: dict[str, Any]
     # Written by `projclust compress`, not by save_pretrained: a fine-tuned copy has none, and its error is unknown.
     if (folder / REPORT_FILE).is_file():
         report = read_json(folder / REPORT_FILE)
-        result |= {
-            name: report.get(name) for name in ("relative_error", "weighted_relative_error", "model", "versions")
-        }
+        kinds = {"relative_error": float, "weighted_relative_error": float, "model": str, "versions": dict}
+        for name, kind in kinds.items():
+            if not isinstance(report.get(name), kind):
+                raise CheckpointError(f"{folder / REPORT_FILE} is damaged: {name} is {report.get(name)!r}")
+            result[name] = report[name]
     return result

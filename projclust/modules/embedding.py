@@ -53,24 +53,26 @@ class ProjectiveEmbedding(FactorizedTable):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of shape ``ids.shape + (d,)`` in the weight's dtype."""
         flat = ids.reshape(-1)
-        if torch.compiler.is_compiling():
-            rows = self._scaled(self._decode_static(flat))
-        else:
-            distinct_rows, inverse = self._decode_distinct(flat)
-            rows = F.embedding(inverse, self._scaled(distinct_rows))
+        # A lookup is not for autocast, which leaves that of nn.Embedding alone as well.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+                rows = self._scaled(self._decode_static(flat))
+            else:
+                distinct_rows, inverse = self._decode_distinct(flat)
+                rows = F.embedding(inverse, self._scaled(distinct_rows))
         return rows.view(*ids.shape, self.embedding_dim)
 
     def rows(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the table for a vector of ids, without the scale: what the dense weight would hold."""
         distinct_rows, inverse = self._decode_distinct(ids)
-        return F.embedding(inverse, distinct_rows).to(self.weight.dtype)
+        return F.embedding(inverse, distinct_rows)
 
     def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the u distinct tokens, (u, d), and for each token which of them it is, (N,)."""
-        position, sizes = self.row_order()
+        order = self.row_order()
+        position, ends = order.position.to(ids.device), order.ends.to(ids.device)
         # Sorted distinct positions are also sorted by cluster, since the coefficients lie cluster by cluster.
         distinct, inverse = position.index_select(0, ids).unique(return_inverse=True)
-        ends = torch.tensor(sizes, device=distinct.device).cumsum(0)
         counts = torch.searchsorted(distinct, ends).diff(prepend=ends.new_zeros(1)).tolist()
         coefficients = F.embedding(distinct, self.weight)  # (u, j)
         rows = torch.cat(
@@ -86,8 +88,9 @@ class ProjectiveEmbedding(FactorizedTable):
 
     def _decode_static(self, ids: Tensor) -> Tensor:
         """The row of every token, (N, d), by operations whose shapes do not depend on data."""
-        position, _ = self.row_order()
-        coefficients = F.embedding(position.index_select(0, ids), self.weight)  # (N, j)
+        # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
+        position = F.embedding(ids, self.row_order().position.to(ids.device).unsqueeze(1)).squeeze(1)
+        coefficients = F.embedding(position, self.weight)  # (N, j)
         member = F.one_hot(self.primary.clusters.index_select(0, ids).long(), self.n_clusters)
         member = member.to(coefficients.dtype)  # (N, k)
         blocks = (member.unsqueeze(2) * coefficients.unsqueeze(1)).flatten(1)  # (N, k*j), one block non-zero
@@ -100,7 +103,6 @@ class ProjectiveEmbedding(FactorizedTable):
         return rows
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        rows = rows.to(self.weight.dtype)  # a product under autocast is not in it
         return rows if self.scale is None else rows * _rounded(self.scale, self.weight.dtype)
 
     def extra_repr(self) -> str:

@@ -5,17 +5,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from projclust.errors import ProjclustError
+
 
 class RowOrder(NamedTuple):
     """Where each vocabulary row lies in the coefficients, which are stored cluster by cluster.
 
     Attributes:
         position: (n,) int64; row i of the table is row ``position[i]`` of the coefficients.
+        ends: (k,) int64; the first position after each cluster.
         sizes: rows of each cluster, in cluster order.
+        of: the state of `clusters` this was built from.
     """
 
     position: Tensor
+    ends: Tensor
     sizes: list[int]
+    of: tuple[int, int, torch.device]
 
 
 class FactorizedTable(nn.Module):
@@ -78,14 +84,26 @@ class FactorizedTable(nn.Module):
         return ["weight", "bases"] if self.means is None else ["weight", "bases", "means"]
 
     def row_order(self) -> RowOrder:
-        """Where each vocabulary row lies in `weight`; built on first use and again after a load or a move."""
+        """Where each vocabulary row lies in `weight`; built anew when `clusters` was changed or moved.
+
+        Raises:
+            ProjclustError: a cluster id is not one of the k.
+        """
         owner = self.primary
-        if owner._row_order is None:
-            order = owner.clusters.long().argsort(stable=True)
-            position = torch.empty_like(order)
-            position[order] = torch.arange(len(order), device=order.device)
-            sizes = torch.bincount(owner.clusters.long(), minlength=owner.n_clusters).tolist()
-            owner._row_order = RowOrder(position, sizes)
+        order = owner._row_order
+        # A compiler cannot look at the state of `clusters`, nor can it build the order: it takes what is there.
+        if order is not None and (torch.compiler.is_compiling() or order.of == _state(owner.clusters)):
+            return order
+        # As ordinary tensors, also under inference_mode: training may come next.
+        with torch.inference_mode(False), torch.no_grad():
+            clusters = owner.clusters.long()
+            if int(clusters.min()) < 0 or int(clusters.max()) >= owner.n_clusters:
+                raise ProjclustError(f"a cluster id lies outside 0 .. {owner.n_clusters - 1}")
+            rows = clusters.argsort(stable=True)
+            position = torch.empty_like(rows)
+            position[rows] = torch.arange(len(rows), device=rows.device)
+            sizes = torch.bincount(clusters, minlength=owner.n_clusters)
+            owner._row_order = RowOrder(position, sizes.cumsum(0), sizes.tolist(), _state(owner.clusters))
         return owner._row_order
 
     @torch.no_grad()
@@ -99,7 +117,6 @@ class FactorizedTable(nn.Module):
             means: (k, d), or None for a table without means.
         """
         self.clusters.copy_(labels)
-        self._row_order = None
         order = labels.argsort(stable=True)
         self.weight.copy_(coefficients[order])
         self.bases.copy_(bases)
@@ -110,9 +127,9 @@ class FactorizedTable(nn.Module):
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """(n, d) the table itself, in the factors' dtype. For export only: no forward pass builds it."""
-        position, sizes = self.row_order()
-        rows = torch.cat([_rebuild(*parts) for parts in self._by_cluster(self.weight, sizes)])
-        return rows[position.to(rows.device)].to(self.weight.dtype)
+        order = self.row_order()
+        rows = torch.cat([_rebuild(*parts) for parts in self._by_cluster(self.weight, order.sizes)])
+        return rows[order.position.to(rows.device)].to(self.weight.dtype)
 
     def _by_cluster(self, coefficients: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """(coefficients, basis, mean) of each cluster; `coefficients` grouped by cluster in groups of `sizes`."""
@@ -123,14 +140,22 @@ class FactorizedTable(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._row_order = None
+        self._rebuild_row_order()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FactorizedTable":
         super()._apply(fn, recurse)
-        built, self._row_order = self._row_order is not None, None
-        if built and not self.clusters.is_meta:
-            self.row_order()  # now, so that a compiled forward finds it
+        self._rebuild_row_order()
         return self
+
+    def _rebuild_row_order(self) -> None:
+        # Now rather than on first use, so that a compiled forward finds it.
+        if self._row_order is not None and not self.clusters.is_meta:
+            self.row_order()
+
+
+def _state(clusters: Tensor) -> tuple[int, int, torch.device]:
+    """Changes whenever the ids change or move; inference tensors, which have no version, are never changed in place."""
+    return clusters.data_ptr(), -1 if clusters.is_inference() else clusters._version, clusters.device
 
 
 def _rebuild(coefficients: Tensor, basis: Tensor, mean: Tensor | None) -> Tensor:

@@ -43,13 +43,13 @@ class ProjectiveLMHead(FactorizedTable):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of shape ``hidden.shape[:-1] + (n,)``."""
-        position, sizes = self.row_order()
+        order = self.row_order()
         inner = F.linear(hidden, self.bases.flatten(0, 1)).unflatten(-1, (self.n_clusters, self.rank))
         parts = []
-        for cluster, (coefficients, _, mean) in enumerate(self._by_cluster(self.weight, sizes)):
+        for cluster, (coefficients, _, mean) in enumerate(self._by_cluster(self.weight, order.sizes)):
             part = F.linear(inner[..., cluster, :], coefficients)
             parts.append(part if mean is None else part + F.linear(hidden, mean.unsqueeze(0)))
-        logits = torch.cat(parts, -1).index_select(-1, position.to(hidden.device))
+        logits = torch.cat(parts, -1).index_select(-1, order.position.to(hidden.device))
         # Cast first, as nn.Linear does under autocast: the sum stays in the dtype of the products.
         return logits if self.bias is None else logits + self.bias.to(logits.dtype)
 

@@ -22,13 +22,13 @@ def read_counts(path: Path, n_rows: int, vocabulary: Callable[[], dict[str, int]
         vocabulary: called for the second form only; gives the row of each token.
 
     Returns:
-        (n_rows,) float64, finite, not negative, not all zero.
+        (n_rows,) float64 between 0 and 1, the largest being 1.
 
     Raises:
         ProjclustError: with the line, when the file is not one of these.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ProjclustError(f"cannot read the counts file {path}: {_reason(error)}") from None
     if lines and lines[-1] == "":
@@ -42,9 +42,11 @@ def read_counts(path: Path, n_rows: int, vocabulary: Callable[[], dict[str, int]
                 "give one number for each row, or lines of token<TAB>number"
             )
         weights = [_number(path, number, line) for number, line in enumerate(lines, 1)]
-    if sum(weights) <= 0:
+    largest = max(weights)
+    if largest == 0:
         raise ProjclustError(f"the counts in {path} are all zero: nothing to fit")
-    return torch.tensor(weights, dtype=torch.float64)
+    # Only their ratios matter; scaled, no sum of them overflows.
+    return torch.tensor(weights, dtype=torch.float64) / largest
 
 
 def _by_token(path: Path, lines: list[str], n_rows: int, vocabulary: dict[str, int]) -> list[float]:

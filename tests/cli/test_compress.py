@@ -136,6 +136,9 @@ def test_dry_run_writes_nothing_and_gets_the_sizes_right(cli: Cli, tiny_folder: 
     for name in ("j", "params_stored", "compression_rate", "bytes_stored", "bits_per_weight", "model_bytes_stored"):
         assert plan[name] == report[name]
     assert plan["relative_error"] is None
+    before = snapshot(tmp_path)
+    compress(cli, tiny_folder, "--k", 2, "--j", 3, "-o", tmp_path / "out", "--dry-run")  # what exists is no obstacle
+    assert snapshot(tmp_path) == before
 
 
 def test_an_untied_head_is_reported(cli: Cli, tmp_path: Path) -> None:
@@ -178,10 +181,10 @@ def test_parameters_the_checkpoint_lacks_are_warned_about(cli: Cli, tmp_path: Pa
 def test_overwrite_replaces_the_whole_folder(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compress(cli, tiny_folder, "--k", 3, "--j", 5, "-o", out)
-    (out / "stale").write_text("of the first run")
+    (out / "merges.txt").write_text("of the first run")
     report = compress(cli, tiny_folder, "--k", 2, "--j", 4, "-o", out, "--overwrite")
     assert report["k"] == json.loads((out / "config.json").read_text())["quantization_config"]["n_clusters"] == 2
-    assert not (out / "stale").exists()
+    assert not (out / "merges.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "tiny-bert"}
 
 
@@ -194,6 +197,8 @@ def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp
     assert (report["k"], report["j"]) == (2, 5)
     report = compress(cli, "--config", config, "--ratio", 0.7, "-o", tmp_path / "c")  # against j of the file
     assert report["j"] != 5
+    cli("compress", "--config", tmp_path / "c" / "projclust_options.yaml", "--overwrite")  # as it stands, ratio and all
+    assert json.loads((tmp_path / "c" / "projclust_report.json").read_text())["j"] == report["j"]
     # The options written beside a result make it again.
     again = compress(cli, "--config", tmp_path / "b" / "projclust_options.yaml", "-o", tmp_path / "d")
     assert again["cost_history"] == json.loads((tmp_path / "b" / "projclust_report.json").read_text())["cost_history"]

@@ -41,6 +41,7 @@ Refused = Callable[..., str]
         (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
         (["--k", "3", "--j", "5", "--restarts", "0"], "restarts"),
         (["--k", "3", "--j", "5", "--seed", "-1"], "seed"),
+        (["--k", "3", "--j", "5", "--seed", str(2**64)], "seed"),
         (["--k", "3", "--j", "5", "--bits", "0.5"], "bits"),
         (["--k", "3", "--j", "5", "--config", "absent.yaml"], "cannot read the config file"),
         (["--k", "3", "--j", "5", "--revision", "main"], "--revision is for models on the Hub"),
@@ -66,6 +67,46 @@ def test_commands_and_arguments(refused: Refused, cli: Cli) -> None:
         outcome = cli(command, "--help")
         assert outcome.code == 0
         assert f"Example: projclust {command}" in outcome.out
+
+
+def test_a_checkpoint_without_its_embedding(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    # A newly initialised embedding must not be compressed as if it were the model's.
+    file = tiny_folder / "model.safetensors"
+    state = load_file(file)
+    for name in [key for key in state if key.endswith(("word_embeddings.weight", "decoder.weight"))]:
+        del state[name]
+    save_file(state, file, metadata={"format": "pt"})
+    message = "holds no weights for its embedding bert.embeddings.word_embeddings"
+    assert message in refused("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out")
+    assert message in refused("inspect", tiny_folder)
+
+
+def test_a_damaged_report(refused: Refused, cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    cli("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out")
+    file = tmp_path / "out" / "projclust_report.json"
+    report = json.loads(file.read_text())
+    for name, value in (("versions", None), ("relative_error", "x"), ("model", 3)):
+        file.write_text(json.dumps({**report, name: value}))
+        assert f"projclust_report.json is damaged: {name}" in refused("inspect", tmp_path / "out")
+
+
+def test_names_too_long_and_empty(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    long = "x" * 300
+    assert "cannot use" in refused("compress", tiny_folder, "--j", 5, "-o", tmp_path / long)
+    assert refused("inspect", long)
+    assert "MODEL is empty" in refused("inspect", "")
+
+
+def test_interrupted(tiny_folder: Path, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    program = (
+        "import os, signal, projclust.hf.compress as c\n"
+        "c.swap_embedding = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"from projclust.cli.app import run; import sys; sys.exit(run(['compress', {str(tiny_folder)!r}, '--j', '5', '-o', {str(tmp_path / 'out')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "error: interrupted\n")
+    assert snapshot(tmp_path) == before
 
 
 def test_models(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:

@@ -190,9 +190,10 @@ def test_refuses_rows_that_are_not_finite(value: float) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (torch.zeros(600), "all zero"),
+        (torch.zeros(600), "nothing to fit"),
         (torch.full((600,), -1.0), "not negative"),
         (torch.full((600,), math.nan), "finite"),
+        (torch.full((600,), 1e308, dtype=torch.float64), "nothing to fit"),
         (torch.ones(599), r"shape \(600,\)"),
     ],
 )

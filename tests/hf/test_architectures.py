@@ -143,6 +143,97 @@ def test_compresses_while_loading(tiny_folder: Path, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded, "bert"), logits(on_the_fly, "bert"))
 
 
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_heads_of_tasks_on_encoder_decoders_share_the_factors(name: str, tmp_path: Path) -> None:
+    # Their own tables of ties are empty: the entries are inherited from the model inside.
+    compress_model(tiny_model(name), k=3, j=5).save_pretrained(tmp_path)
+    kind = hf.BartForSequenceClassification if name == "bart" else hf.T5ForTokenClassification
+    model = kind.from_pretrained(tmp_path)
+    tables = [module for module in model.modules() if isinstance(module, FactorizedTable)]
+    assert len(tables) >= 2
+    for table in tables:
+        assert table.bases is table.primary.bases
+        assert torch.isfinite(table.bases).all()
+    model.save_pretrained(tmp_path / "again")
+    kind.from_pretrained(tmp_path / "again")
+
+
+def test_an_embedding_that_is_itself_tied_to_another(tmp_path: Path) -> None:
+    # Marian's input embedding is encoder.embed_tokens, but ties copy from shared.
+    torch.manual_seed(0)
+    sides = {
+        f"{side}_{part}": n
+        for side in ("encoder", "decoder")
+        for part, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    dense = hf.MarianMTModel(
+        hf.MarianConfig(
+            vocab_size=VOCABULARY,
+            d_model=16,
+            max_position_embeddings=40,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            **sides,
+        )
+    ).eval()
+    table = dense.get_input_embeddings().weight.detach().clone()
+    model = compress_model(dense, k=3, j=15)
+    rebuilt = model.get_input_embeddings().dense_weight()
+    assert (rebuilt - table).norm() < 0.3 * table.norm()
+    model.save_pretrained(tmp_path)
+    loaded = hf.MarianMTModel.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, "bart"), logits(model, "bart"))
+
+
+def test_a_state_dict_that_is_handed_over_is_what_is_saved(tmp_path: Path) -> None:
+    # Under FSDP the model's own state is not complete; transformers drops the argument for quantized models.
+    for codes in (None, "float16"):
+        model = compress_model(tiny_model("bert"), k=3, j=5, codes=codes)
+        state = {
+            name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+        }
+        model.save_pretrained(tmp_path, state_dict=state)
+        loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path)
+        assert torch.allclose(loaded.get_input_embeddings().bases, model.get_input_embeddings().bases + 1, atol=2e-3)
+
+
+def test_an_untied_copy_of_the_factors_expands_to_itself() -> None:
+    model = compress_model(tiny_model("bert"), k=3, j=5)
+    head = model.get_output_embeddings()
+    head.bases = torch.nn.Parameter(head.bases.detach() * 2)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    hidden = torch.randn(2, 16)
+    with torch.no_grad():
+        expected = head(hidden)
+        model.config.tie_word_embeddings = False
+        assert torch.allclose(model.dequantize().get_output_embeddings()(hidden), expected, atol=1e-5)
+
+
+def test_modes_and_random_numbers_are_left_alone() -> None:
+    model = compress_model(tiny_model("gemma3"), k=3, j=5)
+    assert not any(module.training for module in model.modules())
+    state = torch.random.get_rng_state()
+    dense = model.dequantize()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(module.training for module in dense.modules())
+    assert compress_model(tiny_model("bert").train(), k=3, j=5).get_input_embeddings().training
+
+
+def test_codes_that_store_nothing_narrower_are_refused() -> None:
+    for dtype, codes in ((torch.bfloat16, "float16"), (torch.float16, "bfloat16"), (torch.bfloat16, "float32")):
+        with pytest.raises(ProjclustError, match="not narrower than the model's"):
+            compress_model(tiny_model("bert").to(dtype), k=3, j=5, codes=codes)
+    assert compress_model(tiny_model("bert"), k=3, j=5, codes="float32").dtype == torch.float32
+
+
+def test_factors_that_outgrow_their_codes_are_not_saved(tmp_path: Path) -> None:
+    model = compress_model(tiny_model("bert"), k=3, j=5, codes="float16")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0, 0] = 1e6
+    with pytest.raises(ProjclustError, match="has outgrown float16"):
+        model.save_pretrained(tmp_path)
+
+
 def test_refuses_by_name_what_it_cannot_compress() -> None:
     with pytest.raises(ProjclustError, match="ViTModel has no token embedding"):
         compress_model(
@@ -160,6 +251,15 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     )
     with pytest.raises(ProjclustError, match="DebertaV2ForMaskedLM with legacy=False reads"):
         compress_model(hf.DebertaV2ForMaskedLM(config), k=3, j=5)
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "embedding_size": 16,
+        "intermediate_size": 32,
+    }
+    with pytest.raises(ProjclustError, match="MobileBertForMaskedLM reads"):
+        compress_model(hf.MobileBertForMaskedLM(hf.MobileBertConfig(**shape)), k=3, j=5)
     model = tiny_model("bert")
     model.set_input_embeddings(type("StrangeEmbedding", (torch.nn.Embedding,), {})(VOCABULARY, 16))
     with pytest.raises(ProjclustError, match="StrangeEmbedding, which is not supported"):
@@ -176,6 +276,7 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
         ({"k": 3}, "exactly one of j and ratio"),
         ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j and ratio"),
         ({"k": 3, "j": 5, "codes": "int3"}, "codes must be one of"),
+        ({"k": 3, "j": 5, "method": "magic"}, "unknown option"),
     ],
 )
 def test_a_refused_compression_leaves_the_model_as_it_was(options: dict[str, object], message: str) -> None:

@@ -66,7 +66,10 @@ def test_finds_the_embedding_under_any_prefix(tmp_path: Path) -> None:
     for name in ("embeddings.word_embeddings", "bert.embeddings.word_embeddings"):
         found = embedding_tensors(tensors, name)
         assert {key.rpartition(".")[2] for key in found} == {"weight", "bases", "clusters"}
-    assert embedding_tensors(tensors, "absent") == {}
+    tiny_model("bert").save_pretrained(tmp_path / "dense")
+    dense = stored_tensors(tmp_path / "dense")
+    assert list(embedding_tensors(dense, "embeddings.word_embeddings")) == ["bert.embeddings.word_embeddings.weight"]
+    assert embedding_tensors(dense, "absent") == {}
 
 
 def test_weights_must_be_safetensors(tiny_folder: Path) -> None:
@@ -96,7 +99,7 @@ def test_a_compressed_checkpoint_must_be_complete(compressed_folder: Path) -> No
         ({"architectures": ["torch"]}, "no model class 'torch'"),
         ({"architectures": [], "model_type": "no-such-type"}, "cannot be loaded"),
         ({"num_attention_heads": 5}, "cannot be loaded as BertForMaskedLM"),
-        ({"hidden_size": 24}, "cannot be loaded|another shape"),
+        ({"hidden_size": 24}, "has another shape than config.json asks for"),
         ({"vocab_size": "many"}, "cannot be loaded"),
     ],
 )
@@ -169,7 +172,9 @@ def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -
 def test_names_the_quantization_method() -> None:
     assert quantization_method({}) is None
     assert quantization_method({"quantization_config": {"quant_method": "gptq"}}) == "gptq"
-    assert quantization_method({"quantization_config": 3}) == "unknown"
+    for damaged in (3, {}, {"quant_method": None}):
+        with pytest.raises(CheckpointError, match="names no quant_method"):
+            quantization_method({"quantization_config": damaged})
 
 
 def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(compressed_folder: Path, tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from projclust.hf.folder import OPTIONS_FILE, check_space, check_target, new_fol
 
 
 def written(target: Path, text: str = "new") -> None:
-    with new_folder(target) as staging:
+    with new_folder(target, overwrite=True) as staging:
         (staging / OPTIONS_FILE).write_text(text)
-        (staging / "sub").mkdir()
-        (staging / "sub" / "file").write_text(text)
+        (staging / "1_Pooling").mkdir()
+        (staging / "1_Pooling" / "config.json").write_text(text)
 
 
 def test_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target) as staging:
+    with new_folder(target, overwrite=True) as staging:
         (staging / "file").write_text("x")
         assert not target.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -30,14 +30,17 @@ def test_appears_whole_with_ordinary_permissions(tmp_path: Path) -> None:
 
 def test_an_error_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(KeyError), new_folder(target) as staging:
+    with pytest.raises(KeyError), new_folder(target, overwrite=True) as staging:
         (staging / "file").write_text("x")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     written(target, "old")
-    with pytest.raises(ProjclustError, match="cannot write .*: No space left"), new_folder(target) as staging:
+    with (
+        pytest.raises(ProjclustError, match="cannot write .*: No space left"),
+        new_folder(target, overwrite=True) as staging,
+    ):
         raise OSError(28, "No space left on device")
-    assert (target / "sub" / "file").read_text() == "old"
+    assert (target / "1_Pooling" / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -46,25 +49,26 @@ def test_replaces_a_folder(tmp_path: Path, exchange: bool, monkeypatch: pytest.M
     if not exchange:  # the way of systems that cannot swap two folders in one step
         monkeypatch.setattr(folder_module, "_exchange", lambda first, second: False)
     written(tmp_path / "out", "old")
-    (tmp_path / "out" / "stale").write_text("of the old folder")
+    (tmp_path / "out" / "vocab.txt").write_text("of the old folder")
     written(tmp_path / "out", "new")
-    assert (tmp_path / "out" / "sub" / "file").read_text() == "new"
-    assert not (tmp_path / "out" / "stale").exists()
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == "new"
+    assert not (tmp_path / "out" / "vocab.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_clears_what_killed_runs_left_but_nothing_of_running_ones(tmp_path: Path) -> None:
-    abandoned = tmp_path / ".out.partial-dead"
+    abandoned = tmp_path / ".out.partial-abcdef_1"
     (abandoned / "sub").mkdir(parents=True)
-    other = tmp_path / ".other.partial-dead"
-    other.mkdir()
-    with new_folder(tmp_path / "out") as running:
+    others = [tmp_path / name for name in (".other.partial-abcdef_1", ".out.partial-notes", "xout.partial-abcdef_1")]
+    for other in others:
+        other.mkdir()
+    with new_folder(tmp_path / "out", overwrite=True) as running:
         assert not abandoned.exists()
         written(tmp_path / "out")  # a second run of the same command, beside the first
         assert running.exists()
         (running / OPTIONS_FILE).write_text("last")
     assert (tmp_path / "out" / OPTIONS_FILE).read_text() == "last"
-    assert other.exists()
+    assert all(other.exists() for other in others)
 
 
 def test_checks_the_target_before_the_work(tmp_path: Path) -> None:
@@ -77,11 +81,14 @@ def test_checks_the_target_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ProjclustError, match="was not written by projclust"):
         check_target(target, overwrite=True)
     (target / OPTIONS_FILE).write_text("")
+    with pytest.raises(ProjclustError, match="holds precious.txt, which projclust did not write"):
+        check_target(target, overwrite=True)
+    (target / "precious.txt").rename(tmp_path / "precious.txt")
     check_target(target, overwrite=True)
     with pytest.raises(ProjclustError, match="does not exist"):
         check_target(tmp_path / "absent" / "out", overwrite=False)
     with pytest.raises(ProjclustError, match="is not a folder"):
-        check_target(target / "precious.txt", overwrite=True)
+        check_target(tmp_path / "precious.txt", overwrite=True)
     (tmp_path / "link").symlink_to(target)
     with pytest.raises(ProjclustError, match="is not a folder"):
         check_target(tmp_path / "link", overwrite=True)
@@ -103,3 +110,25 @@ def test_refuses_to_start_what_the_disk_cannot_hold(tmp_path: Path) -> None:
     check_space(tmp_path / "out", 1)
     with pytest.raises(ProjclustError, match="MB free"):
         check_space(tmp_path / "out", 2**62)
+
+
+def test_what_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for overwrite in (False, True):
+        with pytest.raises(ProjclustError), new_folder(target, overwrite) as staging:
+            (staging / OPTIONS_FILE).write_text("ours")
+            target.mkdir(exist_ok=True)
+            (target / "thesis.txt").write_text("mine")
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in target.iterdir()] == ["thesis.txt"]
+
+
+def test_a_kill_between_the_two_steps_of_a_system_without_exchange(tmp_path: Path) -> None:
+    # What such a kill leaves: the old folder under a hidden name, the new one complete but not in place.
+    written(tmp_path / "out", "old")
+    (tmp_path / "out").rename(tmp_path / ".out.replaced-abcdef_1")
+    (tmp_path / ".out.partial-abcdef_1").mkdir()
+    with pytest.raises(KeyError), new_folder(tmp_path / "out", overwrite=True):
+        raise KeyError
+    assert (tmp_path / "out" / OPTIONS_FILE).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -149,7 +149,7 @@ def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
 def test_a_missing_factor_stops_the_load(compressed_folder: Path, factor: str) -> None:
     # Rule 7: it would stay uninitialised memory.
     rewrite(compressed_folder, **{factor: None})
-    with pytest.raises(CheckpointError, match=f"{factor}.* (is|are) missing|bases .* missing"):
+    with pytest.raises(CheckpointError, match=f"{factor} is missing"):
         hf.AutoModel.from_pretrained(compressed_folder)
 
 
@@ -182,7 +182,7 @@ def test_a_model_without_the_loaded_mark_is_refused(compressed_folder: Path) -> 
     state = load_file(compressed_folder / "model.safetensors")
     state.pop(PREFIX + "clusters")
     config = hf.AutoConfig.from_pretrained(compressed_folder)
-    with pytest.raises(CheckpointError, match="clusters was not loaded"):
+    with pytest.raises(CheckpointError, match="clusters is missing"):
         hf.BertForMaskedLM.from_pretrained(None, config=config, state_dict=state)
 
 

@@ -14,13 +14,13 @@ def read(path: Path, text: str | bytes) -> list[float]:
 
 
 def test_a_number_for_each_row(tmp_path: Path) -> None:
-    assert read(tmp_path / "c", "3\n0\n1e2\n") == [3.0, 0.0, 100.0]
-    assert read(tmp_path / "c", "3\r\n0\r\n1.5") == [3.0, 0.0, 1.5]
+    assert read(tmp_path / "c", "3\n0\n1e2\n") == [0.03, 0.0, 1.0]
+    assert read(tmp_path / "c", "\ufeff3\r\n0\r\n1.5") == [1.0, 0.0, 0.5]
 
 
 def test_tokens_and_numbers(tmp_path: Path) -> None:
-    assert read(tmp_path / "c", "cat\t2\nthe\t5\ncat\t1\n") == [5.0, 3.0, 0.0]
-    assert read(tmp_path / "c", "\t\t4\n") == [0.0, 0.0, 4.0]  # the token is itself a tab
+    assert read(tmp_path / "c", "cat\t2\nthe\t5\ncat\t1\n") == [1.0, 0.6, 0.0]
+    assert read(tmp_path / "c", "\t\t4\n") == [0.0, 0.0, 1.0]  # the token is itself a tab
 
 
 @pytest.mark.parametrize(
