@@ -8,9 +8,9 @@ safetensors file; the memory is read in a process that holds nothing else.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,13 +50,31 @@ def matrix_rate(d: int) -> float:
     return 2 * left.numel() * right.shape[1] / seconds(lambda: left @ right, repeats=9)
 
 
+def anonymous_memory() -> int:
+    """Bytes this process holds that are not pages of files (libraries, the mapped checkpoint); Linux only."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+
+
 def report_memory(folder: Path, k: int, j: int) -> None:
-    """In a process of its own: peak memory during a fit, less what the process had before it read the table."""
-    torch.ones(512, 512) @ torch.ones(512, 512)  # the libraries' own buffers
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """In a process of its own: peak memory during a fit, less what the process had before it held the table."""
+    warm_up = torch.randn(2048, 256)
+    ProjectiveClustering(2, 4, restarts=1).fit(warm_up)  # the libraries' own buffers
+    before = peak = anonymous_memory()
     table = read_table(folder).clone()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     ProjectiveClustering(k, j, restarts=1).fit(table)
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    done.set()
+    watcher.join()
+    used = peak - before
     print(f"| peak memory of a fit, the table included | {used / 1e6:.0f} MB = {used / table.nbytes:.2f} tables |")
 
 

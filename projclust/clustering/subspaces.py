@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The largest temporary of a block, in bytes. On a CPU it should stay in the last-level cache's neighbourhood;
-# on a GPU it should be large enough to fill the chip.
-_BLOCK_BYTES_CPU = 16 * 2**20
+# The largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of a fit stays
+# near that of the table; on a GPU it should be large enough to fill the chip.
+_BLOCK_BYTES_CPU = 4 * 2**20
 _BLOCK_BYTES_CUDA = 512 * 2**20
 
 
