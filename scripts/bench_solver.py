@@ -110,7 +110,7 @@ def main(folder: Path, k: int, j: int) -> None:
         ("random start", "random", 1, True),
         ("one start, full rank from the first step on", "spherical", 1, False),
         ("8 starts, full rank from the first step on", "spherical", 8, False),
-        ("random start, full rank from the first step on (the paper's way)", "random", 1, False),
+        ("random start, full rank from the first step on (as the paper starts)", "random", 1, False),
     ):
         for attribute, ranks in ranks_of_the_solver.items():
             setattr(estimator_module, attribute, ranks if climb else ())

@@ -11,7 +11,7 @@ out=quickstart
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "installing into $venv ..."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
-export PATH="$PWD/$venv/bin:$PATH" HF_HUB_OFFLINE=1
+export PATH="$(cd "$venv/bin" && pwd):$PATH" HF_HUB_OFFLINE=1
 
 mkdir -p "$out"
 minilm=$(python -c 'import sys; sys.path.insert(0, "scripts"); import minilm_forms; print(minilm_forms.minilm_folder())')

@@ -33,7 +33,9 @@ _T5: dict[str, Any] = {
 
 
 def _modernbert() -> PreTrainedModel:
-    return hf.ModernBertForMaskedLM(hf.ModernBertConfig(**_ENCODER, **_SPECIAL, cls_token_id=1, sep_token_id=2))
+    # Two layers, for it must have both kinds of attention.
+    shape = {**_ENCODER, **_SPECIAL, "num_hidden_layers": 2}
+    return hf.ModernBertForMaskedLM(hf.ModernBertConfig(**shape, cls_token_id=1, sep_token_id=2))
 
 
 def _distilbert() -> PreTrainedModel:
