@@ -2,11 +2,9 @@
 
 import fnmatch
 import json
-import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from projclust.errors import CheckpointError, ProjclustError
 
+from .headers import StoredTensor, read_headers
 from .quantizer import register
 
 CONFIG = "config.json"
@@ -52,16 +50,6 @@ _SIDE_FILES = (
     "LICENSE*",
     "NOTICE*",
 )
-_ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as a safetensors header describes it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    bytes: int
 
 
 def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
@@ -144,17 +132,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: there are no safetensors weights, or a header is damaged.
     """
-    tensors: dict[str, StoredTensor] = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118, safe_open is no mapping
-                    view = opened.get_slice(name)
-                    shape, dtype = tuple(view.get_shape()), str(view.get_dtype())
-                    tensors[name] = StoredTensor(shape, dtype, math.prod(shape) * _ITEM_SIZES.get(dtype, 1))
-        except Exception as error:  # safetensors has an error class of its own, and mapping may fail as well
-            raise CheckpointError(f"{file} is not a readable safetensors file: {one_line(error)}") from None
-    return tensors
+    return read_headers(weight_files(folder))
 
 
 def weight_files(folder: Path) -> list[Path]:

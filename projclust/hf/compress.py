@@ -1,7 +1,7 @@
 """Compressing the embedding of a model that is in memory."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def compress_model(
     affine: bool = False,
     method: Method | str = Method.PROJECTIVE,
     codes: str | None = None,
-    sample_weight: Tensor | None = None,
+    sample_weight: Any = None,
     restarts: int = 8,
     max_iter: int = 100,
     tol: float = 1e-4,
@@ -63,7 +63,7 @@ def compress_model(
         affine: subspaces with means.
         method: "projective", "svd" (k = 1) or "random".
         codes: dtype to store the factors in: "float32", "float16", "bfloat16"; default: the model's own.
-        sample_weight: (n,) row weights; default: all one.
+        sample_weight: (n,) row weights, tensor or array; default: all one.
         restarts, max_iter, tol, seed, device: see `ProjectiveClustering`.
 
     Returns:
@@ -87,7 +87,7 @@ def compress_model(
 def compress_embedding(
     model: PreTrainedModel,
     config: ProjClustConfig,
-    sample_weight: Tensor | None = None,
+    sample_weight: Any = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> Compression:
@@ -101,6 +101,7 @@ def compress_embedding(
     if table.is_meta:
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
     stored = stored_dtype(config.codes, table.dtype)
+    weights = None if sample_weight is None else torch.as_tensor(sample_weight, dtype=torch.float64)
     config.num_embeddings, config.embedding_dim = table.shape
     clustering = ProjectiveClustering(
         config.n_clusters,
@@ -112,7 +113,7 @@ def compress_embedding(
         tol=config.tol,
         seed=config.seed,
         device=device,
-    ).fit(table, sample_weight, progress)
+    ).fit(table, weights, progress)
 
     bases, means = _rounded(clustering.components_, stored), clustering.means_
     means = None if means is None else _rounded(means, stored)
@@ -128,7 +129,7 @@ def compress_embedding(
     model.quantization_method = "projclust"
     model.is_quantized = False
     model.config.quantization_config = config
-    error, weighted_error = _relative_errors(table, embedding, sample_weight)
+    error, weighted_error = _relative_errors(table, embedding, weights)
     return Compression(clustering, error, weighted_error, dense_parts(model, shape))
 
 
@@ -148,7 +149,7 @@ def _relative_errors(table: Tensor, embedding: ProjectiveEmbedding, weights: Ten
         error = (embedding.rows(ids).double() - exact).square().sum(1)
         both = torch.stack([error, exact.square().sum(1)]).cpu()  # (2, rows)
         plain += both.sum(1)
-        weighted += both.sum(1) if weights is None else both @ weights[ids.cpu()].double().cpu()
+        weighted += both.sum(1) if weights is None else both @ weights.cpu()[ids.cpu()]
     # A table of zeros is met exactly.
     relative, weighted_relative = (float(e / s) if s > 0 else 0.0 for e, s in (plain, weighted))
     return relative, weighted_relative

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
@@ -14,6 +13,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.modules import FactorizedTable, ProjectiveEmbedding
 
 from .config import FORMAT_VERSION, ProjClustConfig
+from .headers import read_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -144,26 +144,19 @@ def check_stored_factors(files: list[str], shape: "Shape") -> None:
         CheckpointError: a file cannot be read, or a factor has another shape.
     """
     expected = {
-        "bases": [shape.k, shape.j, shape.d],
-        "means": [shape.k, shape.d],
-        "clusters": [shape.n],
-        "weight": [shape.n, shape.j],
+        "bases": (shape.k, shape.j, shape.d),
+        "means": (shape.k, shape.d),
+        "clusters": (shape.n,),
+        "weight": (shape.n, shape.j),
     }
-    stored: dict[str, list[int]] = {}
-    for file in files:
-        if Path(file).suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118, safe_open is no mapping
-                    stored[key] = tensors.get_slice(key).get_shape()
-        except Exception as error:  # safetensors has an error class of its own
-            raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from None
+    stored = read_headers([Path(file) for file in files if Path(file).suffix == ".safetensors"])
     for prefix in [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]:
         for factor, wanted in expected.items():
-            found = stored.get(prefix + factor, wanted)
-            if found != wanted:
-                raise CheckpointError(f"damaged checkpoint: {prefix}{factor} has shape {found}, expected {wanted}")
+            found = stored.get(prefix + factor)
+            if found is not None and found.shape != wanted:
+                raise CheckpointError(
+                    f"damaged checkpoint: {prefix}{factor} has shape {list(found.shape)}, expected {list(wanted)}"
+                )
 
 
 def _check_loaded_factors(table: FactorizedTable) -> None:

@@ -191,7 +191,8 @@ def _settled(options: CompressOptions) -> CompressOptions:
         k = 1
     if k is not None and k < 1:
         raise ProjclustError(f"--k must be at least 1, not {k}")
-    name = Path(options.model).resolve().name if Path(options.model).is_dir() else options.model.rpartition("/")[2]
+    folder = local_folder(options.model)
+    name = options.model.rpartition("/")[2] if folder is None else folder.resolve().name
     return replace(
         options,
         k=DEFAULT_K if k is None else k,
