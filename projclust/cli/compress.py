@@ -131,7 +131,11 @@ def _print_report(report: dict[str, Any]) -> None:
             error += f", weighted {report['weighted_relative_error']:.4f}"
         rows += [
             ("relative error", f"{error} (SVD of equal size: {svd['weighted_relative_error']:.4f})"),
-            ("fit", f"{report['fit_seconds']:.1f} s on {report['device']}, {report['iterations']} steps"),
+            (
+                "fit",
+                f"{report['fit_seconds']:.1f} s on {report['device']}, {report['iterations']} step"
+                + "s" * (report["iterations"] > 1),
+            ),
             ("written", report["output"]),
         ]
     print_rows(rows)

@@ -1,6 +1,7 @@
 """The job behind `projclust compress`: a dense checkpoint in, a compressed checkpoint folder out."""
 
 import json
+import os
 import platform
 import sys
 import time
@@ -192,7 +193,7 @@ def _settled(options: CompressOptions) -> CompressOptions:
     if k is not None and k < 1:
         raise ProjclustError(f"--k must be at least 1, not {k}")
     folder = local_folder(options.model)
-    name = options.model.rpartition("/")[2] if folder is None else folder.resolve().name
+    name = Path(options.model if folder is None else os.path.abspath(folder)).name
     return replace(
         options,
         k=DEFAULT_K if k is None else k,

@@ -161,6 +161,8 @@ def test_human_output_ends_with_the_next_command(
     assert outcome.code == 0
     assert (tmp_path / "tiny-bert-projclust" / "config.json").is_file()  # the default output
     assert outcome.out.rstrip().endswith("next: projclust inspect tiny-bert-projclust")
+    (tmp_path / "alias").symlink_to("tiny-bert")  # the name the user gave, not what it points to
+    assert cli("compress", "alias/", "--k", 3, "--j", 5, "--format", "json").json["output"] == "alias-projclust"
     assert (
         cli("inspect", "tiny-bert-projclust").out.rstrip().endswith("next: projclust expand tiny-bert-projclust -o DIR")
     )
