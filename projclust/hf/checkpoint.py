@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from projclust.errors import CheckpointError, ProjclustError
@@ -195,11 +198,27 @@ def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
     return found
 
 
-def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, list[str]]:
-    """Load a dense or compressed checkpoint in its own class and dtype.
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory.
 
-    Returns:
-        the model, and the names of the parameters that the checkpoint lacks (newly initialised).
+    Attributes:
+        model: in its own class and dtype.
+        missing: parameters the checkpoint lacks, newly initialised.
+        extra: tensors of the checkpoint that the class does not have, such as BERT's pooler beside a masked-LM head;
+            `save_checkpoint` writes them again.
+    """
+
+    model: PreTrainedModel
+    missing: list[str]
+    extra: dict[str, Tensor]
+
+
+def load_checkpoint(folder: Path) -> Loaded:
+    """Load a dense or compressed checkpoint, in the class that fits its tensors best.
+
+    That is the one config.json names or, where that one leaves more tensors over or uninitialised, the model without a
+    head: sentence encoders often name the class they were made from.
 
     Raises:
         CheckpointError: it is damaged, foreign or newer than this projclust; one sentence says which.
@@ -207,8 +226,23 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, list[str]]:
     """
     register()
     config = read_json(folder / CONFIG)
-    stored_tensors(folder)
+    files = weight_files(folder)
+    stored = read_headers(files)
     kind = model_class(config)
+    loaded = _load_as(kind, folder, files, stored)
+    if (loaded.missing or loaded.extra) and kind is not transformers.AutoModel:
+        try:
+            bare = _load_as(transformers.AutoModel, folder, files, stored)
+        except ProjclustError:  # not every model has a class without a head
+            bare = loaded
+        if len(bare.missing) + len(bare.extra) < len(loaded.missing) + len(loaded.extra):
+            loaded = bare
+    if loaded.missing and quantization_method(config) == "projclust":
+        raise CheckpointError(f"{folder} is damaged: {loaded.missing[0]} is missing")
+    return loaded
+
+
+def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path], stored: dict[str, StoredTensor]) -> Loaded:
     try:
         model, info = kind.from_pretrained(
             folder,
@@ -225,10 +259,18 @@ def load_checkpoint(folder: Path) -> tuple[PreTrainedModel, list[str]]:
     if info["mismatched_keys"]:
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
         raise CheckpointError(f"{folder} is damaged: {names[0]} has another shape than config.json asks for")
-    missing = sorted(info["missing_keys"])
-    if missing and quantization_method(config) == "projclust":
-        raise CheckpointError(f"{folder} is damaged: {missing[0]} is missing")
-    return model, missing
+    extra = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in set(info["unexpected_keys"]) & set(tensors.keys()):
+                extra[name] = tensors.get_tensor(name)
+    return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())))
+
+
+def save_checkpoint(loaded: Loaded, folder: Path) -> None:
+    """Write the model, and what the checkpoint held beside it."""
+    state = {**loaded.model.state_dict(), **loaded.extra} if loaded.extra else None
+    loaded.model.save_pretrained(folder, state_dict=state)
 
 
 def copy_side_files(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 import projclust
 from projclust.clustering import Method, ProjectiveClustering
@@ -31,6 +31,7 @@ from projclust.hf.checkpoint import (
     quantization_method,
     read_json,
     resolve_checkpoint,
+    save_checkpoint,
     stored_tensors,
 )
 from projclust.hf.compress import compress_embedding
@@ -106,7 +107,8 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         hint = "projclust expand makes it dense again" if method == "projclust" else "start from the dense model"
         raise ProjclustError(f"{options.model} is compressed already ({method}): {hint}")
     torch.manual_seed(options.seed)  # for parameters the checkpoint lacks
-    model, missing = load_checkpoint(source)
+    loaded = load_checkpoint(source)
+    model, missing = loaded.model, loaded.missing
     name, embedding = input_embedding(model)
     if f"{name}.weight" in missing:
         raise CheckpointError(f"{options.model} holds no weights for its embedding {name}")
@@ -115,7 +117,7 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
     sample_weight = _sample_weight(options.weights, source, shape.n)
-    model_bytes = _model_bytes(model)
+    model_bytes = _bytes_of({**model.state_dict(), **loaded.extra})
     report = _plan(options, shape, table, model_bytes, dense_parts(model, shape), name)
     if options.dry_run:
         return report
@@ -153,7 +155,7 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     hooks.stage(f"writing {output}")
     with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
-        model.save_pretrained(folder)
+        save_checkpoint(loaded, folder)
         written = stored_tensors(folder)
         report["model_bytes_stored"] = sum(tensor.bytes for tensor in written.values())
         report["bytes_stored"] = sum(tensor.bytes for tensor in embedding_tensors(written, name).values())
@@ -287,9 +289,9 @@ def _plan(
     }
 
 
-def _model_bytes(model: PreTrainedModel) -> int:
-    """Bytes of everything a checkpoint of the model holds, tied tensors once."""
-    tensors = {(t.data_ptr(), t.numel()): t for t in model.state_dict().values()}
+def _bytes_of(state: dict[str, Tensor]) -> int:
+    """Bytes of everything a checkpoint of this state holds, tied tensors once."""
+    tensors = {(t.data_ptr(), t.numel()): t for t in state.values()}
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 

@@ -14,6 +14,7 @@ from projclust.hf.checkpoint import (
     quantization_method,
     read_json,
     resolve_checkpoint,
+    save_checkpoint,
     stored_tensors,
 )
 from projclust.hf.folder import check_target, new_folder
@@ -45,11 +46,11 @@ def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
     source = resolve_checkpoint(options.path, options.revision)
     if quantization_method(read_json(source / CONFIG)) != "projclust":
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
-    model, _ = load_checkpoint(source)
-    model.dequantize()
+    loaded = load_checkpoint(source)
+    loaded.model.dequantize()
     with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
-        model.save_pretrained(folder)
+        save_checkpoint(loaded, folder)
         (folder / "README.md").write_text(expanded_card(options.path, source), encoding="utf-8")
         write_options(folder, options)
         after = stored_tensors(folder)

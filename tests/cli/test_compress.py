@@ -168,11 +168,55 @@ def test_human_output_ends_with_the_next_command(
     )
 
 
+def test_tensors_beside_the_named_class_are_kept(cli: Cli, tmp_path: Path) -> None:
+    # As in bert-base-uncased: a pooler and a next-sentence head beside the masked-LM model that config.json names.
+    import transformers as hf
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    source, out, dense = tmp_path / "source", tmp_path / "out", tmp_path / "dense"
+    hf.BertForPreTraining(hf.BertConfig(vocab_size=VOCABULARY, **shape)).save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    report = compress(cli, source, "--k", 3, "--j", 5, "-o", out)
+    assert cli("expand", out, "-o", dense).code == 0
+    before = load_file(source / "model.safetensors")
+    kept = [name for name in before if "word_embeddings" not in name]
+    assert {"bert.pooler.dense.weight", "cls.seq_relationship.bias"} < set(kept)
+    for folder in (out, dense):
+        after = load_file(folder / "model.safetensors")
+        assert all(torch.equal(after[name], before[name]) for name in kept)
+    assert set(after) == set(before)
+    assert report["model_bytes_dense"] == sum(t.numel() * t.element_size() for t in before.values())
+    with_pooler = hf.AutoModel.from_pretrained(out)
+    assert torch.equal(with_pooler.pooler.dense.weight, before["bert.pooler.dense.weight"])
+
+
+def test_a_class_that_does_not_fit_the_tensors_is_not_taken(cli: Cli, tmp_path: Path) -> None:
+    # As in all-mpnet-base-v2: config.json names the masked-LM model, the file holds the encoder with its pooler.
+    import transformers as hf
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    source, out = tmp_path / "source", tmp_path / "out"
+    hf.MPNetModel(hf.MPNetConfig(vocab_size=VOCABULARY, **shape)).save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "architectures": ["MPNetForMaskedLM"]}))
+    compress(cli, source, "--k", 3, "--j", 5, "-o", out)  # without a warning on stderr
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, out))
+    kept = [name for name in before if "word_embeddings" not in name]
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    assert len(after) == len(before) + 2  # bases and clusters
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["MPNetModel"]
+
+
 def test_parameters_the_checkpoint_lacks_are_warned_about(cli: Cli, tmp_path: Path) -> None:
-    model = tiny_model("bert")
-    model.base_model.save_pretrained(tmp_path / "base")
-    config = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    from safetensors.torch import save_file
+
+    tiny_model("bert").save_pretrained(tmp_path / "base")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    del state["bert.encoder.layer.0.output.dense.bias"]
+    save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     outcome = cli("compress", tmp_path / "base", "--k", 3, "--j", 5, "-o", tmp_path / "out", "--format", "json")
     assert outcome.code == 0
     assert outcome.err.startswith("warning: ")

@@ -54,7 +54,7 @@ def killed_at(call: int, arguments: list[str]) -> bool:
 def state(folder: Path) -> tuple[int, int] | None:
     if not folder.exists():
         return None
-    embedding = load_checkpoint(folder)[0].get_input_embeddings()
+    embedding = load_checkpoint(folder).model.get_input_embeddings()
     assert torch.isfinite(embedding.weight).all()
     report = json.loads((folder / "projclust_report.json").read_text())
     assert (report["k"], report["j"]) == (embedding.n_clusters, embedding.rank)

@@ -55,9 +55,9 @@ def test_reads_headers_of_single_and_sharded_weights(tmp_path: Path) -> None:
 def test_a_sharded_compressed_checkpoint_loads(tmp_path: Path) -> None:
     model = compress_model(tiny_model("bert"), k=3, j=5)
     model.save_pretrained(tmp_path, max_shard_size="4KB")
-    loaded, missing = load_checkpoint(tmp_path)
-    assert missing == []
-    assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.missing == []
+    assert torch.equal(loaded.model.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_finds_the_embedding_under_any_prefix(tmp_path: Path) -> None:
@@ -180,4 +180,4 @@ def test_names_the_quantization_method() -> None:
 def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(compressed_folder: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved here, with spaces – ü"
     shutil.move(compressed_folder, moved)
-    assert load_checkpoint(moved)[0].get_input_embeddings().n_clusters == 3
+    assert load_checkpoint(moved).model.get_input_embeddings().n_clusters == 3
