@@ -15,7 +15,7 @@ from projclust.planning import rank_for_ratio
 
 from .config import ProjClustConfig, stored_dtype
 from .quantizer import ProjClustHfQuantizer, stored_shape
-from .swap import DensePart, dense_parts, input_embedding, swap_embedding
+from .swap import input_embedding, swap_embedding
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -28,13 +28,11 @@ class Compression:
         clustering: the fitted estimator.
         relative_error: squared error of the stored table over the squared norm of the dense one.
         weighted_relative_error: the same with the row weights of the fit.
-        dense_parts: matrices of the table's height that stay dense.
     """
 
     clustering: ProjectiveClustering
     relative_error: float
     weighted_relative_error: float
-    dense_parts: list[DensePart]
 
 
 def compress_model(
@@ -130,7 +128,7 @@ def compress_embedding(
     model.is_quantized = False
     model.config.quantization_config = config
     error, weighted_error = _relative_errors(table, embedding, weights)
-    return Compression(clustering, error, weighted_error, dense_parts(model, shape))
+    return Compression(clustering, error, weighted_error)
 
 
 def _rounded(factor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -118,14 +118,14 @@ def restore_dense(model: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def dense_parts(model: PreTrainedModel, shape: Shape) -> list[DensePart]:
-    """Dense matrices as high as the vocabulary that are not tied to the embedding, such as an untied output layer."""
-    output = model.get_output_embeddings()
+def dense_parts(model: PreTrainedModel) -> list[DensePart]:
+    """Matrices as high as the vocabulary that compression leaves dense, such as an untied output layer."""
+    table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     parts = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)) and module.weight.shape[0] == shape.n:
+        weight = module.weight if isinstance(module, (nn.Linear, nn.Embedding)) else None
+        if weight is not None and weight is not table and len(weight) == len(table):
             reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
-            weight = module.weight
             parts.append(DensePart(f"{name}.weight", weight.numel() * weight.element_size(), reason))
     return parts
 

@@ -118,7 +118,7 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     shape = _shape(options, *table.shape)
     sample_weight = _sample_weight(options.weights, source, shape.n)
     model_bytes = _bytes_of({**model.state_dict(), **loaded.extra})
-    report = _plan(options, shape, table, model_bytes, dense_parts(model, shape), name)
+    report = _plan(options, shape, table, model_bytes, dense_parts(model), name)
     if options.dry_run:
         return report
     check_space(output, report["model_bytes_stored"] + _SMALL_FILES)
@@ -283,7 +283,7 @@ def _plan(
         "embedding": name,
         "model_bytes_dense": model_bytes,
         "model_bytes_stored": model_bytes - bytes_dense + bytes_stored,
-        "dense_parts": [asdict(part) for part in parts if part.name != f"{name}.weight"],
+        "dense_parts": [asdict(part) for part in parts],
         # The rank at which one subspace has no more parameters than this.
         "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
     }

@@ -45,6 +45,7 @@ def test_report_is_the_contract_and_tells_the_truth(cli: Cli, tiny_folder: Path,
     assert report["ranks"] == [j] * k
     assert sum(report["cluster_sizes"]) == n
     assert report["iterations"] == len(report["cost_history"])
+    assert report["dense_parts"] == []  # the masked-LM head is tied
 
     stored = load_file(out / "model.safetensors")
     factors = {name: t for name, t in stored.items() if "word_embeddings" in name}

@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,11 @@ def test_resolves_folders_and_says_what_is_wrong_with_others(tiny_folder: Path, 
         resolve_checkpoint(str(tiny_folder), "main")
 
 
-def test_an_unknown_hub_name_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = time.perf_counter()
+def test_an_unknown_hub_name_is_one_clear_error() -> None:
     with pytest.raises(ProjclustError, match="no local folder, and the Hub cannot be reached"):
         resolve_checkpoint("projclust-tests/no-such-model")
     with pytest.raises(ProjclustError, match="neither a local folder nor a model"):
         resolve_checkpoint("not a valid name!")
-    assert time.perf_counter() - started < 30  # not a measurement: a hang would be
 
 
 def test_reads_headers_of_single_and_sharded_weights(tmp_path: Path) -> None:
