@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win
+from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win, on_command_line
 from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, quoted, warn
 
 # These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
@@ -66,6 +66,8 @@ def compress(
     from projclust.jobs.compress import CompressOptions, Hooks, compress_checkpoint
 
     rank = flags_win(ctx, j=j, ratio=ratio)
+    if method is MethodName.SVD and not on_command_line(ctx, "k"):
+        k = None  # a config file's k is of its own method
     options = CompressOptions(
         model=model,
         k=k,

@@ -31,10 +31,15 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def on_command_line(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was given as a flag, not by a config file or a default."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
+
+
 def flags_win(ctx: typer.Context, **rivals: Any) -> dict[str, Any]:
     """Of options that exclude each other, drop those from a config file when the command line sets another."""
     given = {name: value for name, value in rivals.items() if value is not None}
-    on_line = {name for name in given if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    on_line = {name for name in given if on_command_line(ctx, name)}
     return {name: value if not on_line or name in on_line else None for name, value in rivals.items()}
 
 

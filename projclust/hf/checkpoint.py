@@ -40,10 +40,13 @@ _SIDE_FILES = (
     "*merges.txt",
     "*tokens*.json",
     "*.model",
+    "*.spm",
     "*.jinja",
+    "normalizer.json",
+    "word_*.json",
     "bpe.codes",
     "generation_config.json",
-    "preprocessor_config.json",
+    "*preprocessor_config.json",
     "processor_config.json",
     "modules.json",
     "sentence_*config.json",
@@ -207,11 +210,13 @@ class Loaded:
         missing: parameters the checkpoint lacks, newly initialised.
         extra: tensors of the checkpoint that the class does not have, such as BERT's pooler beside a masked-LM head;
             `save_checkpoint` writes them again.
+        lost: names of such tensors that transformers renamed in a way not followed here.
     """
 
     model: PreTrainedModel
     missing: list[str]
     extra: dict[str, Tensor]
+    lost: list[str]
 
 
 def load_checkpoint(folder: Path) -> Loaded:
@@ -227,12 +232,13 @@ def load_checkpoint(folder: Path) -> Loaded:
     register()
     config = read_json(folder / CONFIG)
     files = weight_files(folder)
-    stored = read_headers(files)
+    read_headers(files)
+    _refuse_pickled_modules(folder)
     kind = model_class(config)
-    loaded = _load_as(kind, folder, files, stored)
+    loaded = _load_as(kind, folder, files)
     if (loaded.missing or loaded.extra) and kind is not transformers.AutoModel:
         try:
-            bare = _load_as(transformers.AutoModel, folder, files, stored)
+            bare = _load_as(transformers.AutoModel, folder, files)
         except ProjclustError:  # not every model has a class without a head
             bare = loaded
         if len(bare.missing) + len(bare.extra) < len(loaded.missing) + len(loaded.extra):
@@ -242,7 +248,14 @@ def load_checkpoint(folder: Path) -> Loaded:
     return loaded
 
 
-def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path], stored: dict[str, StoredTensor]) -> Loaded:
+def _refuse_pickled_modules(folder: Path) -> None:
+    """Refuse a sentence-transformers model one of whose own layers is not in safetensors, for it would be lost."""
+    for path in sorted(folder.glob("[0-9]_*/config.json")):
+        if "in_features" in read_json(path) and not (path.parent / WEIGHTS).is_file():
+            raise CheckpointError(f"the module {path.parent.name} has no safetensors weights: convert it first")
+
+
+def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Loaded:
     try:
         model, info = kind.from_pretrained(
             folder,
@@ -259,12 +272,16 @@ def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path], store
     if info["mismatched_keys"]:
         names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
         raise CheckpointError(f"{folder} is damaged: {names[0]} has another shape than config.json asks for")
-    extra = {}
+    unexpected, extra = set(info["unexpected_keys"]), {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for name in set(info["unexpected_keys"]) & set(tensors.keys()):
-                extra[name] = tensors.get_tensor(name)
-    return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())))
+            for name in tensors.keys():  # noqa: SIM118, safe_open is no mapping
+                # The old names of a layer norm's parameters, which transformers replaces while loading.
+                current = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+                if current in unexpected or name in unexpected:
+                    extra[current] = tensors.get_tensor(name)
+    lost = sorted(unexpected - set(extra))
+    return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())), lost)
 
 
 def save_checkpoint(loaded: Loaded, folder: Path) -> None:

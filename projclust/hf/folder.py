@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -42,6 +43,8 @@ def check_target(target: Path, overwrite: bool, source: Path | None = None) -> N
                 raise ProjclustError(f"the output folder {target} exists: choose another --output or pass --overwrite")
             _refuse_foreign(target)
         parent = target.absolute().parent
+        with contextlib.suppress(FileNotFoundError):
+            (parent / f".{target.name}.replaced-12345678").lstat()  # the longest name needed beside it
         if not parent.is_dir():
             raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
         if not os.access(parent, os.W_OK | os.X_OK):
@@ -105,9 +108,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
             _settle(staging)
             _put_in_place(staging, target, overwrite)
     except (OSError, SafetensorError) as error:
-        raise ProjclustError(
-            f"cannot write {target}: {_reason(error)}; free some space or choose another --output"
-        ) from error
+        raise ProjclustError(f"cannot write {target}: {_reason(error)}; {_way_out(error)}") from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
@@ -115,6 +116,14 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _way_out(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or "os error 28" in str(error):  # how safetensors tells of a full disk
+        return "free some space or choose another --output"
+    place = f" (at {error.filename})" if isinstance(error, OSError) and error.filename else ""
+    return f"choose another --output{place}"
 
 
 def _settle(folder: Path) -> None:
@@ -143,7 +152,11 @@ def _put_in_place(staging: Path, target: Path, overwrite: bool) -> None:
     elif not _exchange(staging, target):
         old = staging.with_name(staging.name.replace(".partial-", ".replaced-"))
         target.rename(old)
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     _synchronise(target.absolute().parent)
 

@@ -103,7 +103,8 @@ class ProjClustHfQuantizer(HfQuantizer):
                 continue
             for factor in module.factor_names():
                 key = f"{name}.{factor}"
-                if key in state and dtype.itemsize < state[key].dtype.itemsize:
+                # On the meta device while they are offloaded: transformers stores those as they come back.
+                if key in state and not state[key].is_meta and dtype.itemsize < state[key].dtype.itemsize:
                     narrow = narrowed.setdefault(id(getattr(module, factor)), state[key].to(dtype))
                     if not torch.isfinite(narrow).all():
                         raise ProjclustError(

@@ -112,13 +112,19 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     name, embedding = input_embedding(model)
     if f"{name}.weight" in missing:
         raise CheckpointError(f"{options.model} holds no weights for its embedding {name}")
+    if loaded.lost:
+        hooks.warn(f"{len(loaded.lost)} tensors are no part of the model and are left out: {loaded.lost[0]}, ...")
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
     sample_weight = _sample_weight(options.weights, source, shape.n)
-    model_bytes = _bytes_of({**model.state_dict(), **loaded.extra})
-    report = _plan(options, shape, table, model_bytes, dense_parts(model), name)
+    report = _plan(options, shape, table, dense_parts(model), name)
+    stored = stored_tensors(source)
+    report["bytes_dense"] = sum(tensor.bytes for tensor in embedding_tensors(stored, name).values())
+    report["model_bytes_dense"] = sum(tensor.bytes for tensor in stored.values())
+    in_memory = _bytes_of({**model.state_dict(), **loaded.extra}) - table.numel() * table.element_size()
+    report["model_bytes_stored"] = in_memory + report["bytes_stored"]  # foreseen; measured once it is written
     if options.dry_run:
         return report
     check_space(output, report["model_bytes_stored"] + _SMALL_FILES)
@@ -239,15 +245,13 @@ def _plan(
     options: CompressOptions,
     shape: Shape,
     table: Tensor,
-    model_bytes: int,
     parts: list[DensePart],
     name: str,
 ) -> dict[str, Any]:
-    """The report as far as it is known before the fit."""
+    """The report as far as options and shapes tell, in the order of its fields."""
     n, d, k, j = shape.n, shape.d, shape.k, shape.j
     stored = parameter_count(n, d, k, j, shape.affine)
     ids = n * (1 if k <= 256 else 4)
-    bytes_dense = table.numel() * table.element_size()
     dtype = stored_dtype(options.codes, table.dtype)
     bytes_stored = stored * dtype.itemsize + ids
     return {
@@ -265,7 +269,7 @@ def _plan(
         "params_dense": n * d,
         "params_stored": stored,
         "compression_rate": compression_rate(n, d, k, j, shape.affine),
-        "bytes_dense": bytes_dense,
+        "bytes_dense": None,
         "bytes_stored": bytes_stored,
         "bits_per_weight": 8 * bytes_stored / (n * d),
         "relative_error": None,
@@ -281,8 +285,8 @@ def _plan(
         "output": str(options.output),
         "versions": _versions(),
         "embedding": name,
-        "model_bytes_dense": model_bytes,
-        "model_bytes_stored": model_bytes - bytes_dense + bytes_stored,
+        "model_bytes_dense": None,
+        "model_bytes_stored": None,
         "dense_parts": [asdict(part) for part in parts],
         # The rank at which one subspace has no more parameters than this.
         "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},

@@ -117,6 +117,7 @@ class FactorizedTable(nn.Module):
             means: (k, d), or None for a table without means.
         """
         self.clusters.copy_(labels)
+        self._row_order = None
         order = labels.argsort(stable=True)
         self.weight.copy_(coefficients[order])
         self.bases.copy_(bases)
@@ -148,13 +149,14 @@ class FactorizedTable(nn.Module):
         return self
 
     def _rebuild_row_order(self) -> None:
+        built, self._row_order = self._row_order is not None, None
         # Now rather than on first use, so that a compiled forward finds it.
-        if self._row_order is not None and not self.clusters.is_meta:
+        if built and not self.primary.clusters.is_meta:
             self.row_order()
 
 
 def _state(clusters: Tensor) -> tuple[int, int, torch.device]:
-    """Changes whenever the ids change or move; inference tensors, which have no version, are never changed in place."""
+    """Changes whenever the ids change or move, but for changes in place of inference tensors, which have no version."""
     return clusters.data_ptr(), -1 if clusters.is_inference() else clusters._version, clusters.device
 
 

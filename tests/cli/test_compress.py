@@ -246,6 +246,7 @@ def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp
     assert report["j"] != 5
     cli("compress", "--config", tmp_path / "c" / "projclust_options.yaml", "--overwrite")  # as it stands, ratio and all
     assert json.loads((tmp_path / "c" / "projclust_report.json").read_text())["j"] == report["j"]
+    assert compress(cli, "--config", config, "--method", "svd", "-o", tmp_path / "e")["k"] == 1  # against k of the file
     # The options written beside a result make it again.
     again = compress(cli, "--config", tmp_path / "b" / "projclust_options.yaml", "-o", tmp_path / "d")
     assert again["cost_history"] == json.loads((tmp_path / "b" / "projclust_report.json").read_text())["cost_history"]

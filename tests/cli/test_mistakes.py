@@ -247,6 +247,7 @@ def test_failures_of_the_machine_have_another_code(
 
 
 def test_a_closed_stdout_is_no_traceback(tiny_folder: Path) -> None:
-    program = f"{sys.executable} -c 'from projclust.cli import main; main()' inspect {tiny_folder} | true"
-    result = subprocess.run(program, shell=True, capture_output=True, text=True, timeout=120, check=False)
-    assert "Traceback" not in result.stderr
+    program = f"{sys.executable} -c 'from projclust.cli import main; main()' inspect {tiny_folder} | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.stderr == ""
+    assert result.stdout == "1\n"

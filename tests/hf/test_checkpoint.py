@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tiny_models import tiny_model
+from safetensors.torch import load_file, save_file
+from tiny_models import logits, tiny_model
+from transformers import BertForMaskedLM
 
 from projclust import CheckpointError, ProjclustError, compress_model
 from projclust.hf.checkpoint import (
@@ -14,6 +15,7 @@ from projclust.hf.checkpoint import (
     load_checkpoint,
     quantization_method,
     resolve_checkpoint,
+    save_checkpoint,
     stored_tensors,
 )
 
@@ -141,6 +143,7 @@ def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -
         "tokenizer.json",
         "vocab.txt",
         "spiece.model",
+        "source.spm",
         "merges.txt",
         "special_tokens_map.json",
         "chat_template.jinja",
@@ -164,6 +167,32 @@ def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -
     target.mkdir()
     copy_side_files(source, target)
     assert {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} == travelling
+
+
+def test_a_sentence_encoder_whose_own_layer_is_a_pickle_is_refused(tiny_folder: Path) -> None:
+    (tiny_folder / "2_Dense").mkdir()
+    (tiny_folder / "2_Dense" / "config.json").write_text('{"in_features": 16, "out_features": 8}')
+    with pytest.raises(CheckpointError, match="the module 2_Dense has no safetensors weights"):
+        load_checkpoint(tiny_folder)
+    save_file({"linear.weight": torch.zeros(8, 16)}, tiny_folder / "2_Dense" / "model.safetensors")
+    load_checkpoint(tiny_folder)
+
+
+def test_old_names_of_layer_norms_are_kept_too(tiny_folder: Path, tmp_path: Path) -> None:
+    # Checkpoints of early BERTs say gamma and beta; without `architectures` the whole head is beside the class.
+    file = tiny_folder / "model.safetensors"
+    state = load_file(file)
+    for name in [key for key in state if "LayerNorm" in key]:
+        state[name.replace(".weight", ".gamma").replace(".bias", ".beta")] = state.pop(name)
+    save_file(state, file, metadata={"format": "pt"})
+    config = json.loads((tiny_folder / "config.json").read_text())
+    del config["architectures"]
+    (tiny_folder / "config.json").write_text(json.dumps(config))
+    loaded = load_checkpoint(tiny_folder)
+    assert loaded.lost == []
+    save_checkpoint(loaded, tmp_path / "out")
+    before, after = BertForMaskedLM.from_pretrained(tiny_folder), BertForMaskedLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(before, "bert"), logits(after, "bert"))
 
 
 def test_names_the_quantization_method() -> None:

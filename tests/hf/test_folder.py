@@ -132,3 +132,25 @@ def test_a_kill_between_the_two_steps_of_a_system_without_exchange(tmp_path: Pat
         raise KeyError
     assert (tmp_path / "out" / OPTIONS_FILE).read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failed_second_step_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "out", "old")
+    monkeypatch.setattr(folder_module, "_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(ProjclustError, match="Input/output error; choose another --output"):
+        written(tmp_path / "out", "new")
+    assert (tmp_path / "out" / OPTIONS_FILE).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_name_too_long_for_the_folder_beside_it_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ProjclustError, match="too long"):
+        check_target(tmp_path / ("x" * 245), overwrite=False)

@@ -234,7 +234,12 @@ def test_resizing_asks_for_a_dense_model_first(compressed_folder: Path) -> None:
 
 def test_registering_twice_changes_nothing() -> None:
     # Rule 10: transformers raises when a name is registered again.
-    from projclust.hf.quantizer import register
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+    from projclust.hf.quantizer import ProjClustHfQuantizer, register
 
     register()
+    before = dict(AUTO_QUANTIZER_MAPPING), dict(AUTO_QUANTIZATION_CONFIG_MAPPING)
     register()
+    assert before == (AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING)
+    assert AUTO_QUANTIZER_MAPPING["projclust"] is ProjClustHfQuantizer

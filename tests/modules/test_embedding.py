@@ -181,6 +181,13 @@ def test_row_order_follows_changes_in_place_and_outlives_inference_mode() -> Non
     assert torch.allclose(compiled(torch.arange(N)), other(torch.arange(N)), atol=1e-6)
 
 
+def test_row_order_follows_changes_under_inference_mode() -> None:
+    with torch.inference_mode():
+        embedding, other = filled(seed=0), filled(seed=1)
+        embedding.load_state_dict(other.state_dict())
+        assert torch.equal(embedding(torch.arange(N)), other(torch.arange(N)))
+
+
 def test_ids_of_no_cluster_are_refused() -> None:
     embedding = filled()
     with torch.no_grad():
