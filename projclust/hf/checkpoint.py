@@ -284,6 +284,13 @@ def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Lo
     return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())), lost)
 
 
+def bytes_to_save(loaded: Loaded) -> int:
+    """Bytes of all tensors `save_checkpoint` writes in the dtypes they have in memory, tied ones once."""
+    state = {**loaded.model.state_dict(), **loaded.extra}
+    tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in state.values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def save_checkpoint(loaded: Loaded, folder: Path) -> None:
     """Write the model, and what the checkpoint held beside it."""
     state = {**loaded.model.state_dict(), **loaded.extra} if loaded.extra else None

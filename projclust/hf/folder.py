@@ -9,9 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 
 from projclust.errors import ProjclustError
@@ -20,6 +22,9 @@ from .checkpoint import CONFIG, is_side_file
 
 # Every folder projclust writes holds this file; only such a folder is ever replaced.
 OPTIONS_FILE = "projclust_options.yaml"
+
+# Card, report, plot, options and tokenizer: a generous allowance when asking whether the disk has room.
+_SMALL_FILES = 16 * 2**20
 
 _OWN_FILES = re.compile(r"projclust_\w+\.(json|yaml|png)|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
@@ -67,12 +72,19 @@ def _refuse_foreign(target: Path) -> None:
             )
 
 
+def write_options(folder: Path, options: Any) -> None:
+    """Write the resolved options of a job, a dataclass; `--config` reads the file back."""
+    fields = {name.replace("_", "-"): value for name, value in asdict(options).items() if value is not None}
+    (folder / OPTIONS_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+
+
 def check_space(target: Path, needed: int) -> None:
-    """Refuse to start writing `needed` bytes where they do not fit.
+    """Refuse to start writing `needed` bytes of weights where they and the small files beside them do not fit.
 
     Raises:
         ProjclustError: with both figures.
     """
+    needed += _SMALL_FILES
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
         raise ProjclustError(

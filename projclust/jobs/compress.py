@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -23,6 +22,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.card import compressed_card
 from projclust.hf.checkpoint import (
     CONFIG,
+    bytes_to_save,
     copy_side_files,
     embedding_tensors,
     load_checkpoint,
@@ -36,7 +36,7 @@ from projclust.hf.checkpoint import (
 )
 from projclust.hf.compress import compress_embedding
 from projclust.hf.config import ProjClustConfig, stored_dtype
-from projclust.hf.folder import OPTIONS_FILE, check_space, check_target, new_folder
+from projclust.hf.folder import check_space, check_target, new_folder, write_options
 from projclust.hf.swap import DensePart, Shape, dense_parts, input_embedding
 from projclust.planning import compression_rate, parameter_count, rank_for_ratio
 from projclust.report.plots import plot_fit
@@ -45,9 +45,6 @@ from projclust.weights import read_counts
 REPORT_FILE = "projclust_report.json"
 PLOT_FILE = "projclust_fit.png"
 DEFAULT_K = 5
-
-# Card, report, plot, options and tokenizer: a generous allowance when asking whether the disk has room.
-_SMALL_FILES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -123,11 +120,11 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     stored = stored_tensors(source)
     report["bytes_dense"] = sum(tensor.bytes for tensor in embedding_tensors(stored, name).values())
     report["model_bytes_dense"] = sum(tensor.bytes for tensor in stored.values())
-    in_memory = _bytes_of({**model.state_dict(), **loaded.extra}) - table.numel() * table.element_size()
-    report["model_bytes_stored"] = in_memory + report["bytes_stored"]  # foreseen; measured once it is written
+    others = bytes_to_save(loaded) - table.numel() * table.element_size()
+    report["model_bytes_stored"] = others + report["bytes_stored"]  # foreseen; measured once it is written
     if options.dry_run:
         return report
-    check_space(output, report["model_bytes_stored"] + _SMALL_FILES)
+    check_space(output, report["model_bytes_stored"])
 
     hooks.stage(f"fitting {shape.k} subspaces of rank {shape.j} to {shape.n} x {shape.d}")
     config = ProjClustConfig(
@@ -174,12 +171,6 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         write_options(folder, options)
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
-
-
-def write_options(folder: Path, options: Any) -> None:
-    """Write the resolved options of a job; `--config` reads the file back."""
-    fields = {name.replace("_", "-"): value for name, value in asdict(options).items() if value is not None}
-    (folder / OPTIONS_FILE).write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
 
 
 def _settled(options: CompressOptions) -> CompressOptions:
@@ -291,12 +282,6 @@ def _plan(
         # The rank at which one subspace has no more parameters than this.
         "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
     }
-
-
-def _bytes_of(state: dict[str, Tensor]) -> int:
-    """Bytes of everything a checkpoint of this state holds, tied tensors once."""
-    tensors = {(t.data_ptr(), t.numel()): t for t in state.values()}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def _error_by_rank(spectra: Tensor) -> list[float]:

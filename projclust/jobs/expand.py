@@ -8,6 +8,7 @@ from projclust.errors import ProjclustError
 from projclust.hf.card import expanded_card
 from projclust.hf.checkpoint import (
     CONFIG,
+    bytes_to_save,
     copy_side_files,
     load_checkpoint,
     local_folder,
@@ -17,9 +18,7 @@ from projclust.hf.checkpoint import (
     save_checkpoint,
     stored_tensors,
 )
-from projclust.hf.folder import check_target, new_folder
-
-from .compress import write_options
+from projclust.hf.folder import check_space, check_target, new_folder, write_options
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
     loaded = load_checkpoint(source)
     loaded.model.dequantize()
+    check_space(output, bytes_to_save(loaded))
     with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
         save_checkpoint(loaded, folder)
