@@ -22,6 +22,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.card import compressed_card
 from projclust.hf.checkpoint import (
     CONFIG,
+    Loaded,
     bytes_to_save,
     copy_side_files,
     embedding_tensors,
@@ -37,7 +38,8 @@ from projclust.hf.checkpoint import (
 from projclust.hf.compress import compress_embedding
 from projclust.hf.config import ProjClustConfig, stored_dtype
 from projclust.hf.folder import check_space, check_target, new_folder, write_options
-from projclust.hf.swap import DensePart, Shape, dense_parts, input_embedding
+from projclust.hf.headers import StoredTensor
+from projclust.hf.swap import Shape, dense_parts, input_embedding
 from projclust.planning import compression_rate, parameter_count, rank_for_ratio
 from projclust.report.plots import plot_fit
 from projclust.weights import read_counts
@@ -116,12 +118,7 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
     sample_weight = _sample_weight(options.weights, source, shape.n)
-    report = _plan(options, shape, table, dense_parts(model), name)
-    stored = stored_tensors(source)
-    report["bytes_dense"] = sum(tensor.bytes for tensor in embedding_tensors(stored, name).values())
-    report["model_bytes_dense"] = sum(tensor.bytes for tensor in stored.values())
-    others = bytes_to_save(loaded) - table.numel() * table.element_size()
-    report["model_bytes_stored"] = others + report["bytes_stored"]  # foreseen; measured once it is written
+    report = _plan(options, shape, loaded, name, table, stored_tensors(source), device)
     if options.dry_run:
         return report
     check_space(output, report["model_bytes_stored"])
@@ -235,11 +232,13 @@ def _sample_weight(weights: str, source: Path, n: int) -> Tensor | None:
 def _plan(
     options: CompressOptions,
     shape: Shape,
-    table: Tensor,
-    parts: list[DensePart],
+    loaded: Loaded,
     name: str,
+    table: Tensor,
+    source: dict[str, StoredTensor],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """The report as far as options and shapes tell, in the order of its fields."""
+    """The report as far as it is known before the fit; bytes stored are foreseen here and measured once written."""
     n, d, k, j = shape.n, shape.d, shape.k, shape.j
     stored = parameter_count(n, d, k, j, shape.affine)
     ids = n * (1 if k <= 256 else 4)
@@ -256,11 +255,11 @@ def _plan(
         "seed": options.seed,
         "weights": options.weights.partition(":")[0],
         "codes": str(dtype).removeprefix("torch."),
-        "device": str(_device(options.device)),
+        "device": str(device),
         "params_dense": n * d,
         "params_stored": stored,
         "compression_rate": compression_rate(n, d, k, j, shape.affine),
-        "bytes_dense": None,
+        "bytes_dense": sum(tensor.bytes for tensor in embedding_tensors(source, name).values()),
         "bytes_stored": bytes_stored,
         "bits_per_weight": 8 * bytes_stored / (n * d),
         "relative_error": None,
@@ -276,9 +275,9 @@ def _plan(
         "output": str(options.output),
         "versions": _versions(),
         "embedding": name,
-        "model_bytes_dense": None,
-        "model_bytes_stored": None,
-        "dense_parts": [asdict(part) for part in parts],
+        "model_bytes_dense": sum(tensor.bytes for tensor in source.values()),
+        "model_bytes_stored": bytes_to_save(loaded) - table.numel() * table.element_size() + bytes_stored,
+        "dense_parts": [asdict(part) for part in dense_parts(loaded.model)],
         # The rank at which one subspace has no more parameters than this.
         "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
     }
