@@ -1,4 +1,4 @@
-"""The one error class of projclust."""
+"""The error classes of projclust."""
 
 
 class ProjclustError(ValueError):
@@ -11,3 +11,10 @@ class ProjclustError(ValueError):
 
 class CheckpointError(ProjclustError):
     """A checkpoint folder that is missing, damaged, foreign or newer than this projclust."""
+
+
+class ServiceError(ProjclustError):
+    """The Hub or the network failed, which no change of the command mends: trying again may help.
+
+    The one kind of ProjclustError with which the command line exits with code 1.
+    """

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 import projclust
-from projclust.errors import ProjclustError
+from projclust.errors import ProjclustError, ServiceError
 
 from .compress import compress
 from .expand import expand
 from .inspect import inspect
+from .output import is_main_process
+from .push import push
 
 USAGE_MISTAKE, FAILURE = 2, 1
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -25,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, inspect, expand):
+for command in (compress, inspect, expand, push):
     app.command()(command)
 
 
@@ -53,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; a mistake or failure is one line on stderr.
 
     Returns:
-        0; 2 for a mistake the user can mend; 1 for a failure of the machine or of projclust; 130 when interrupted.
+        0; 2 for a mistake the user can mend; 1 for a failure of the machine, the network or projclust; 130 when
+        interrupted.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -61,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = int(app(list(arguments), prog_name="projclust", standalone_mode=False) or 0)
         return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
+    except ServiceError as error:
+        return _fail(str(error), FAILURE, debug)
     except ProjclustError as error:
         return _fail(str(error), USAGE_MISTAKE, debug)
     except BrokenPipeError:
@@ -81,5 +86,6 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if code != USAGE_MISTAKE or is_main_process():  # a mistake is found by every process, a failure perhaps by one
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

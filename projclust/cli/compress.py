@@ -5,7 +5,22 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import ConfigFile, Debug, OutputFormat, Overwrite, Revision, flags_win, on_command_line
+from .options import (
+    Affine,
+    Codes,
+    ConfigFile,
+    Debug,
+    DeviceName,
+    MaxIter,
+    OutputFormat,
+    Overwrite,
+    Restarts,
+    Revision,
+    Tolerance,
+    Weights,
+    flags_win,
+    on_command_line,
+)
 from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, quoted, warn
 
 # These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
@@ -18,18 +33,6 @@ class MethodName(str, Enum):
     RANDOM = "random"
 
 
-class CodesName(str, Enum):
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-class DeviceName(str, Enum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 def compress(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a dense model.", metavar="MODEL")],
@@ -39,20 +42,24 @@ def compress(
         float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off, 0.4 for 40%.")
     ] = None,
     method: Annotated[MethodName, typer.Option(help="svd and random are baselines.")] = MethodName.PROJECTIVE,
-    affine: Annotated[bool, typer.Option("--affine", help="Subspaces with means.")] = False,
-    weights: Annotated[str, typer.Option(help="Row weights: uniform or counts:FILE.")] = "uniform",
-    codes: Annotated[CodesName | None, typer.Option(help="Stored dtype of the factors (the model's).")] = None,
-    restarts: Annotated[int, typer.Option(min=1, help="Starts to try.")] = 8,
-    max_iter: Annotated[int, typer.Option(min=1, help="Most steps of the fit.")] = 100,
-    tol: Annotated[
-        float, typer.Option(min=0.0, help="Stop at a step that gains less, as a fraction of the cost.")
-    ] = 1e-4,
+    affine: Affine = False,
+    weights: Weights = "uniform",
+    codes: Codes = None,
+    restarts: Restarts = 8,
+    max_iter: MaxIter = 100,
+    tol: Tolerance = 1e-4,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of all random choices.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to fit.")] = DeviceName.AUTO,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="Folder to write (<name>-projclust).", metavar="DIR")
     ] = None,
     overwrite: Overwrite = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Then push the folder to this repository, user/name.", metavar="REPO")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --push-to-hub: create a private repository.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the sizes; fit and write nothing.")] = False,
     revision: Revision = None,
     config: ConfigFile = None,
@@ -84,6 +91,8 @@ def compress(
         device=device.value,
         output=output,
         overwrite=overwrite,
+        push_to_hub=push_to_hub,
+        private=private,
         dry_run=dry_run,
         revision=revision,
     )
@@ -95,12 +104,13 @@ def compress(
             else:
                 bar.advance(f"fitting: step {step}, cost {cost:.6g}", step, None)
 
-        report = compress_checkpoint(options, Hooks(bar.stage, step, warn))
+        report = compress_checkpoint(options, Hooks(bar.stage, step, warn, bar.clear))
     if format is Format.JSON:
         print_json(report)
     else:
         _print_report(report)
-        print_next("drop --dry-run to write it" if dry_run else f"projclust inspect {quoted(report['output'])}")
+        result = quoted(report["output"]) if push_to_hub is None else push_to_hub
+        print_next("drop --dry-run to write it" if dry_run else f"projclust inspect {result}")
 
 
 def _print_report(report: dict[str, Any]) -> None:
@@ -140,4 +150,6 @@ def _print_report(report: dict[str, Any]) -> None:
             ),
             ("written", report["output"]),
         ]
+    if report["pushed_to"] is not None:
+        rows.append(("pushed to", report["pushed_to"]))
     print_rows(rows)

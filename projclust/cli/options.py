@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,19 @@ import yaml
 from projclust.errors import ProjclustError
 
 from .output import Format
+
+
+# These repeat enumerations of modules that import torch, which --help should not wait for; a test compares them.
+class CodesName(str, Enum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class DeviceName(str, Enum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -51,3 +65,11 @@ OutputFormat = Annotated[Format, typer.Option("--format", help="How to print the
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output folder that projclust wrote.")]
+
+# Of every command that fits.
+Affine = Annotated[bool, typer.Option("--affine", help="Subspaces with means.")]
+Weights = Annotated[str, typer.Option(help="Row weights of the fit: uniform or counts:FILE.")]
+Codes = Annotated[CodesName | None, typer.Option(help="Stored dtype of the factors (the model's).")]
+Restarts = Annotated[int, typer.Option(min=1, help="Starts to try.")]
+MaxIter = Annotated[int, typer.Option(min=1, help="Most steps of a fit.")]
+Tolerance = Annotated[float, typer.Option(min=0.0, help="Stop at a step that gains less, as a fraction of the cost.")]

@@ -1,6 +1,7 @@
 """What the commands print: results on stdout, progress and warnings on stderr."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,9 +42,15 @@ def quoted(path: str) -> str:
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one that prints, of the processes that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def warn(text: str) -> None:
     """One line on stderr."""
-    print(f"warning: {text}", file=sys.stderr)
+    if is_main_process():
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def megabytes(count: int) -> str:
@@ -67,6 +74,15 @@ class Bar:
         """Show how far it is; a total of None is an unknown one."""
         self._progress.update(self._task, description=text, completed=done, total=total)
 
+    def log(self, text: str) -> None:
+        """A line that stays on stderr."""
+        if is_main_process():
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def clear(self) -> None:
+        """Leave the line to somebody else's bars, until the next stage."""
+        self._progress.stop()
+
 
 @contextmanager
 def progress_bar() -> Iterator[Bar]:
@@ -80,7 +96,9 @@ def progress_bar() -> Iterator[Bar]:
     logging.disable_progress_bar()
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    progress = Progress(
+        *columns, console=console, transient=True, disable=not (console.is_terminal and is_main_process())
+    )
     try:
         yield Bar(progress)
     finally:

@@ -1,6 +1,7 @@
 """Checkpoint folders: finding, reading and copying them. Only safetensors weights, never code from a checkpoint."""
 
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -21,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from projclust.errors import CheckpointError, ProjclustError
 
@@ -248,6 +250,98 @@ def load_checkpoint(folder: Path) -> Loaded:
     return loaded
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """A checkpoint loaded as a sequence classifier, in float32.
+
+    Attributes:
+        model: the classifier.
+        head_is_stored: whether the checkpoint holds a head for just these labels. Otherwise the head is newly
+            initialised or, where it has as many labels of other names, only a place to start training from.
+    """
+
+    model: PreTrainedModel
+    head_is_stored: bool
+
+
+def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
+    """Load a dense or compressed checkpoint to classify (one or two) texts.
+
+    Args:
+        folder: the checkpoint.
+        labels: names of the classes in the order of their numbers; none for regression.
+
+    Raises:
+        CheckpointError: it is damaged, foreign or newer than this projclust.
+        ProjclustError: transformers has no classifier for this kind of model.
+    """
+    register()
+    config = read_json(folder / CONFIG)
+    read_headers(weight_files(folder))
+    stored = config.get("id2label")
+    generic = tuple(f"LABEL_{index}" for index in range(max(len(labels), 1)))
+    # transformers leaves out the names of two labels without names.
+    names = ("LABEL_0", "LABEL_1") if stored is None else _label_names(stored)
+    try:
+        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=len(generic),
+            id2label=dict(enumerate(labels or generic)),
+            label2id={name: index for index, name in enumerate(labels or generic)},
+            problem_type="single_label_classification" if labels else "regression",
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for other labels is replaced
+        )
+    except ProjclustError:
+        raise
+    except ValueError as error:
+        if "Unrecognized configuration class" in str(error):
+            kind = config.get("model_type")
+            raise ProjclustError(f"transformers has no sequence classifier for models of type {kind}") from None
+        raise CheckpointError(f"{folder} cannot be loaded as a classifier: {one_line(error)}") from error
+    except Exception as error:  # a damaged config or header can make transformers raise nearly anything
+        raise CheckpointError(f"{folder} cannot be loaded as a classifier: {one_line(error)}") from error
+    body = f"{model.base_model_prefix}."
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
+    if damaged := sorted(name for name in mismatched if name.startswith(body)):
+        raise CheckpointError(f"{folder} is damaged: {damaged[0]} has another shape than config.json asks for")
+    # Encoders are often published without the pooler that a classifier reads; it is trained with the head.
+    if lacking := sorted(name for name in info["missing_keys"] if name.startswith(body) and ".pooler." not in name):
+        raise CheckpointError(f"{folder} holds no weights for {lacking[0]}")
+    fresh = info["missing_keys"] or mismatched
+    same = [name.casefold() for name in names] in ([name.casefold() for name in wanted] for wanted in (labels, generic))
+    model.config.return_dict = True
+    return Classifier(model, head_is_stored=not fresh and same)
+
+
+def _label_names(id2label: Any) -> tuple[str, ...]:
+    """The names in config.json in the order of their numbers; none where they are damaged."""
+    try:
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    except (TypeError, ValueError, KeyError):
+        return ()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or a damaged one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        words = len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    except Exception as error:  # tokenizer files can be damaged in any way
+        raise CheckpointError(f"{folder} has no tokenizer that loads: {one_line(error)}") from None
+    if words < 2:  # without its files transformers makes one that knows special tokens only
+        raise CheckpointError(f"{folder} has no tokenizer: its files are missing")
+    return tokenizer
+
+
 def _refuse_pickled_modules(folder: Path) -> None:
     """Refuse a sentence-transformers model one of whose own layers is not in safetensors, for it would be lost."""
     for path in sorted(folder.glob("[0-9]_*/config.json")):
@@ -305,6 +399,26 @@ def copy_side_files(source: Path, target: Path) -> None:
             destination = target / name
             destination.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, destination)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the content of what a model is made of: config, weights and the small files beside them.
+
+    The model card and projclust's own reports are left out, so a card may be rewritten without making another model.
+
+    Raises:
+        CheckpointError: there are no safetensors weights.
+    """
+    side_files = [path for path in folder.rglob("*") if path.is_file()]
+    side_files = [path for path in side_files if is_side_file(path.relative_to(folder).as_posix())]
+    digest = hashlib.sha256()
+    for path in [folder / CONFIG, *weight_files(folder), *sorted(side_files)]:
+        content = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+        digest.update(f"{path.relative_to(folder).as_posix()} {content.hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def is_side_file(name: str) -> bool:

@@ -112,18 +112,23 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     try:
         with contextlib.ExitStack() as locks:
             # Under the parent's lock no other run takes a folder for abandoned that is only not locked yet.
-            with _locked(parent, wait=True):
+            with locked(parent, wait=True):
                 _clean_up(target)
                 staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
-                locks.enter_context(_locked(staging, wait=False))
+                locks.enter_context(locked(staging, wait=False))
             yield staging
             _settle(staging)
             _put_in_place(staging, target, overwrite)
     except (OSError, SafetensorError) as error:
-        raise ProjclustError(f"cannot write {target}: {_reason(error)}; {_way_out(error)}") from error
+        raise cannot_write(target, error) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def cannot_write(target: Path, error: Exception) -> ProjclustError:
+    """What to tell of a write that failed: why, and what to do."""
+    return ProjclustError(f"cannot write {target}: {_reason(error)}; {_way_out(error)}")
 
 
 def _reason(error: Exception) -> str:
@@ -193,7 +198,7 @@ def _clean_up(target: Path) -> None:
     for folder in sorted(target.absolute().parent.iterdir()):
         if not leftover.fullmatch(folder.name) or not folder.is_dir():
             continue
-        with contextlib.suppress(OSError), _locked(folder, wait=False):
+        with contextlib.suppress(OSError), locked(folder, wait=False):
             if ".replaced-" in folder.name and not target.exists():
                 folder.rename(target)
             else:
@@ -201,7 +206,7 @@ def _clean_up(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
+def locked(folder: Path, wait: bool) -> Iterator[None]:
     """Hold a folder's lock, which ends with the process whatever ends it.
 
     Raises:

@@ -2,20 +2,17 @@
 
 import json
 import os
-import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-import projclust
 from projclust.clustering import Method, ProjectiveClustering
 from projclust.clustering.estimator import Progress
 from projclust.errors import CheckpointError, ProjclustError
@@ -28,7 +25,6 @@ from projclust.hf.checkpoint import (
     embedding_tensors,
     load_checkpoint,
     local_folder,
-    one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
@@ -39,10 +35,12 @@ from projclust.hf.compress import compress_embedding
 from projclust.hf.config import ProjClustConfig, stored_dtype
 from projclust.hf.folder import check_space, check_target, new_folder, write_options
 from projclust.hf.headers import StoredTensor
+from projclust.hf.hub import check_can_push, push_folder, repo_url
 from projclust.hf.swap import Shape, dense_parts, input_embedding
 from projclust.planning import compression_rate, parameter_count, rank_for_ratio
 from projclust.report.plots import plot_fit
-from projclust.weights import read_counts
+
+from .common import check_weights, choose_device, read_weights, versions
 
 REPORT_FILE = "projclust_report.json"
 PLOT_FILE = "projclust_fit.png"
@@ -68,28 +66,35 @@ class CompressOptions:
     device: str = "auto"
     output: str | None = None
     overwrite: bool = False
+    push_to_hub: str | None = None
+    private: bool = False
     dry_run: bool = False
     revision: str | None = None
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller may watch: what begins, each step of the fit, and what the user should know."""
+    """What a caller may watch: what begins, each step of the fit, what the user should know, and that an upload begins,
+    of which the Hub client shows its own bars.
+    """
 
     stage: Callable[[str], None] = lambda text: None
     step: Progress = lambda restart, step, cost: None
     warn: Callable[[str], None] = lambda text: None
+    upload: Callable[[], None] = lambda: None
 
 
 def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) -> dict[str, Any]:
     """Compress a checkpoint and write the result's folder.
 
     Returns:
-        the report, as in projclust_report.json. With `dry_run` nothing is fitted or written, and what only a fit can
-        tell is None.
+        the report, as in projclust_report.json, and "pushed_to", the address of the repository or None. With `dry_run`
+        nothing is fitted or written, and what only a fit can tell is None.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
+        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind, but for the finished
+            folder when only the push failed.
+        ServiceError: the same, of the Hub and the network.
     """
     started = time.perf_counter()
     hooks = hooks or Hooks()
@@ -97,7 +102,9 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     output = Path(str(options.output))
     if not options.dry_run:
         check_target(output, options.overwrite, local_folder(options.model))
-    device = _device(options.device)
+        if options.push_to_hub is not None:
+            check_can_push(options.push_to_hub)
+    device = choose_device(options.device)
 
     source = resolve_checkpoint(options.model, options.revision)
     hooks.stage(f"reading {options.model}")
@@ -117,10 +124,10 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
-    sample_weight = _sample_weight(options.weights, source, shape.n)
+    sample_weight = read_weights(options.weights, source, shape.n)
     report = _plan(options, shape, loaded, name, table, stored_tensors(source), device)
     if options.dry_run:
-        return report
+        return report | {"pushed_to": None}
     check_space(output, report["model_bytes_stored"])
 
     hooks.stage(f"fitting {shape.k} subspaces of rank {shape.j} to {shape.n} x {shape.d}")
@@ -165,9 +172,10 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         plot_fit(folder / PLOT_FILE, report, _error_by_rank(clustering.spectra_), svd_errors)
         card = compressed_card(report, source, type(model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_options(folder, options)
+        # A run with the recorded options is for the same folder again, which is no reason to publish it.
+        write_options(folder, replace(options, push_to_hub=None, private=False))
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report
+    return report | {"pushed_to": _pushed_to(options, output, hooks)}
 
 
 def _settled(options: CompressOptions) -> CompressOptions:
@@ -179,8 +187,7 @@ def _settled(options: CompressOptions) -> CompressOptions:
     stored_dtype(options.codes, torch.float64)  # whether there are such codes; the model's dtype comes later
     if options.ratio is not None and not 0 < options.ratio < 1:
         raise ProjclustError(f"--ratio must lie between 0 and 1 (0.4 takes 40% off), not {options.ratio:g}")
-    if options.weights != "uniform" and not (options.weights.startswith("counts:") and options.weights != "counts:"):
-        raise ProjclustError("--weights must be uniform or counts:FILE")
+    check_weights(options.weights)
     k = options.k
     if options.method == Method.SVD.value:
         if k not in (None, 1):
@@ -188,6 +195,10 @@ def _settled(options: CompressOptions) -> CompressOptions:
         k = 1
     if k is not None and k < 1:
         raise ProjclustError(f"--k must be at least 1, not {k}")
+    if options.push_to_hub is not None:
+        repo_url(options.push_to_hub)
+    elif options.private:
+        raise ProjclustError("--private is about the repository of --push-to-hub: give both or neither")
     folder = local_folder(options.model)
     name = Path(options.model if folder is None else os.path.abspath(folder)).name
     return replace(
@@ -195,14 +206,6 @@ def _settled(options: CompressOptions) -> CompressOptions:
         k=DEFAULT_K if k is None else k,
         output=f"{name}-projclust" if options.output is None else options.output,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ProjclustError("--device must be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ProjclustError("--device cuda: this torch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _shape(options: CompressOptions, n: int, d: int) -> Shape:
@@ -213,20 +216,6 @@ def _shape(options: CompressOptions, n: int, d: int) -> Shape:
     if not 1 <= j < d:
         raise ProjclustError(f"the rank j={j} must be at least 1 and less than the embedding's width {d}")
     return Shape(n, d, k, j, options.affine)
-
-
-def _sample_weight(weights: str, source: Path, n: int) -> Tensor | None:
-    if weights == "uniform":
-        return None
-
-    def vocabulary() -> dict[str, int]:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # tokenizer files can be damaged in any way
-            raise CheckpointError(f"{source} has no tokenizer to look tokens up: {one_line(error)}") from None
-        return dict(tokenizer.get_vocab())
-
-    return read_counts(Path(weights.removeprefix("counts:")), n, vocabulary)
 
 
 def _plan(
@@ -273,7 +262,7 @@ def _plan(
         "total_seconds": None,
         "peak_memory_bytes": None,
         "output": str(options.output),
-        "versions": _versions(),
+        "versions": versions(),
         "embedding": name,
         "model_bytes_dense": sum(tensor.bytes for tensor in source.values()),
         "model_bytes_stored": bytes_to_save(loaded) - table.numel() * table.element_size() + bytes_stored,
@@ -281,6 +270,18 @@ def _plan(
         # The rank at which one subspace has no more parameters than this.
         "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
     }
+
+
+def _pushed_to(options: CompressOptions, output: Path, hooks: Hooks) -> str | None:
+    repo = options.push_to_hub
+    if repo is None:
+        return None
+    hooks.upload()
+    try:
+        return push_folder(output, repo, options.private, hooks.warn).url
+    except ProjclustError as error:
+        again = f"projclust push {shlex.quote(str(output))} {repo}" + " --private" * options.private
+        raise type(error)(f"{output} is written, but not pushed: {error}; `{again}` tries again") from error
 
 
 def _error_by_rank(spectra: Tensor) -> list[float]:
@@ -300,8 +301,3 @@ def _peak_memory(device: torch.device) -> int | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("torch", "transformers", "safetensors")}
-    return {"projclust": projclust.__version__, "python": platform.python_version(), **packages}

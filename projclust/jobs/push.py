@@ -1,0 +1,80 @@
+"""The job behind `projclust push`: a folder that projclust wrote in, a repository on the Hub out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projclust.errors import ProjclustError, ServiceError
+from projclust.hf.checkpoint import CONFIG, local_folder, quantization_method, read_json, stored_tensors
+from projclust.hf.folder import OPTIONS_FILE
+from projclust.hf.headers import read_headers
+from projclust.hf.hub import check_can_push, files_to_push, push_folder, repo_url
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """The options of `projclust push`; see its --help."""
+
+    path: str
+    repo: str
+    private: bool = False
+    dry_run: bool = False
+
+
+def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Make a repository hold what a checkpoint's folder holds.
+
+    Returns:
+        "path", "repo", "url", "private", "files" as {"path", "bytes"}, "bytes" of all, "commit" and whether this push
+        made it ("changed"), "dry_run". With `dry_run` nothing is asked of the Hub, and the two about the commit are
+        None.
+
+    Raises:
+        ProjclustError: for every mistake and obstacle a user can mend; the repository is as it was.
+        ServiceError: the Hub or the network failed; the repository is as it was.
+    """
+    url = repo_url(options.repo)
+    folder = _folder(options.path)
+    files, pickles = files_to_push(folder)
+    stored_tensors(folder)
+    read_headers([folder / name for name in files if name.endswith(".safetensors")])
+    if pickles:
+        warn(f"pickles are not pushed: {', '.join(pickles)}")
+    if "README.md" not in files:
+        warn(f"{options.path} has no README.md: the repository will have no model card")
+    sizes = [{"path": name, "bytes": (folder / name).stat().st_size} for name in files]
+    result = {
+        "path": options.path,
+        "repo": options.repo,
+        "url": url,
+        "private": options.private,
+        "files": sizes,
+        "bytes": sum((folder / name).stat().st_size for name in files),
+        "commit": None,
+        "changed": None,
+        "dry_run": options.dry_run,
+    }
+    if options.dry_run:
+        return result
+    check_can_push(options.repo)
+    try:
+        pushed = push_folder(folder, options.repo, options.private, warn)
+    except ServiceError as error:
+        raise ServiceError(f"{error}; run the same command again to complete the push") from error
+    return result | {"private": pushed.private, "commit": pushed.commit, "changed": pushed.changed}
+
+
+def _folder(path: str) -> Path:
+    """The folder to push.
+
+    Raises:
+        ProjclustError: there is none, or it is no checkpoint of projclust's.
+    """
+    folder = local_folder(path)
+    if folder is None:
+        raise ProjclustError(f"there is no folder {path}: PATH is a local folder that projclust wrote")
+    method = quantization_method(read_json(folder / CONFIG))
+    if method != "projclust" and not (folder / OPTIONS_FILE).is_file():
+        raise ProjclustError(f"{path} was not written by projclust, which pushes only what it wrote")
+    return folder
