@@ -12,6 +12,7 @@ import pytest
 import torch
 from minilm_forms import minilm_folder, save_form
 from safetensors.torch import load_file
+from tiny_classifier import save_tiny_classifier
 from tiny_models import tiny_model
 from torch import Tensor
 
@@ -51,6 +52,12 @@ def tiny_folder(tmp_path: Path) -> Path:
     tiny_model("bert").save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"w{i}\n" for i in range(120)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny untrained BERT that knows the words of the demonstration task."""
+    return save_tiny_classifier(tmp_path_factory.mktemp("classifier") / "tiny")
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""GLUE: tasks and metrics, the training loop, and cells that survive a kill."""

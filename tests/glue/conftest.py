@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from projclust.glue.batches import EncodedRows, encode
+from projclust.glue.settings import Settings
+from projclust.glue.tasks import load_task
+from projclust.glue.training import make_accelerator
+from projclust.hf.checkpoint import load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    """On the CPU, one process."""
+    return make_accelerator(Settings(), cpu=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_classifier: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(tiny_classifier)
+
+
+@pytest.fixture(scope="session")
+def demo_rows(tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    """The demonstration's training rows as token ids."""
+    return encode(load_task("demo", None).train, tokenizer, 32)

@@ -1,0 +1,87 @@
+import pytest
+
+from projclust.errors import ProjclustError
+from projclust.glue.variants import Size, parse_variant, parse_variants
+from projclust.planning import parameter_count
+
+N, D = 30522, 384
+
+
+def shapes(text: str, size: Size) -> dict[str, tuple[int | None, int | None]]:
+    return {variant.name: (variant.k, variant.j) for variant in parse_variants(text, size, N, D)}
+
+
+def test_a_ratio_gives_every_variant_its_own_largest_rank() -> None:
+    assert shapes("dense,svd,random,projective", Size(ratio=0.4)) == {
+        "dense": (None, None),
+        "svd": (1, 227),
+        "random": (5, 216),
+        "projective": (5, 216),
+    }
+
+
+def test_with_a_rank_svd_gets_equal_size_from_below() -> None:
+    size = Size(k=5, j=40)
+    found = shapes("svd,projective", size)
+    assert found["projective"] == (5, 40)
+    _, rank = found["svd"]
+    assert rank is not None
+    budget = parameter_count(N, D, 5, 40)
+    assert parameter_count(N, D, 1, rank) <= budget < parameter_count(N, D, 1, rank + 1)
+
+
+def test_variants_with_options_of_their_own() -> None:
+    found = shapes("projective:k=1,projective:k=3:j=9,svd:ratio=0.8,random:k=2", Size(ratio=0.4))
+    assert found == {
+        "projective:k=1": (1, 227),
+        "projective:k=3:j=9": (3, 9),
+        "svd:ratio=0.8": (1, 75),
+        "random:k=2": (2, 224),
+    }
+    variant = parse_variant("projective:affine:codes=float16", Size(ratio=0.4), N, D)
+    assert (variant.affine, variant.codes) == (True, "float16")
+    assert variant.label == "projective, k=5, j=216, affine, float16"
+    assert parse_variant("svd", Size(ratio=0.4), N, D).label == "svd, j=227"
+    assert not parse_variant("projective:affine=false", Size(affine=True), N, D).affine
+
+
+def test_options_of_a_variant_win_over_a_common_rank() -> None:
+    found = shapes("projective:ratio=0.4,projective:k=2,projective:j=7,projective", Size(k=5, j=40))
+    assert found["projective:ratio=0.4"] == (5, 216)
+    assert found["projective:j=7"] == (5, 7)
+    assert found["projective"] == (5, 40)
+    k, rank = found["projective:k=2"]  # of equal size
+    assert k == 2
+    assert rank is not None
+    assert parameter_count(N, D, 2, rank) <= parameter_count(N, D, 5, 40) < parameter_count(N, D, 2, rank + 1)
+    with pytest.raises(ProjclustError, match="rank j=384"):
+        shapes("projective", Size(k=5, j=384))
+
+
+def test_a_variant_named_twice_is_measured_once() -> None:
+    assert list(shapes("dense,dense,svd", Size())) == ["dense", "svd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--variants is empty"),
+        ("dense,sdv", "there is no variant 'sdv'"),
+        ("projective:k=0", "has k=0"),
+        ("projective:k=40000", "has k=40000"),
+        ("projective:j=384", "rank j=384"),
+        ("projective:j=0", "rank j=0"),
+        ("projective:j=x", "the option 'j=x'"),
+        ("projective:ratio=1.5", "the option 'ratio=1.5'"),
+        ("projective:j=5:ratio=0.5", "both j and ratio"),
+        ("projective:codes=int3", "the option 'codes=int3'"),
+        ("projective:colour=red", "the option 'colour=red'"),
+        ("svd:k=2", "svd is one subspace"),
+        ("dense:k=2", "takes no options"),
+        ("dense,best", "best chooses among compressed ones"),
+    ],
+)
+def test_mistakes(text: str, message: str) -> None:
+    with pytest.raises(ProjclustError) as caught:
+        parse_variants(text, Size(), N, D)
+    assert message in str(caught.value)
