@@ -16,6 +16,7 @@ from .expand import expand
 from .inspect import inspect
 from .output import is_main_process
 from .push import push
+from .report import report
 
 USAGE_MISTAKE, FAILURE = 2, 1
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, inspect, expand, push):
+for command in (compress, report, inspect, expand, push):
     app.command()(command)
 
 

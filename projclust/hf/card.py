@@ -1,9 +1,18 @@
 """The model card (README.md) of the folders projclust writes."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from projclust.errors import CheckpointError
+
+CARD_FILE = "README.md"
 
 _PAPER = "https://arxiv.org/abs/2010.04290"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
@@ -70,6 +79,131 @@ def expanded_card(model: str, source: Path) -> str:
 A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
 dense again, with the compression's approximation in it. It needs no projclust to load.
 """
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric on the validation rows of a GLUE task.
+
+    Attributes:
+        task: as nyu-mll/glue names its configuration.
+        mean: over seeds, a fraction of 1.
+        standard_error: of the mean; None for one seed.
+        validation_rows: scored, over all validation splits of the task.
+        limit: at most so many rows of each split were used; None for all.
+        fine_tuned: whether the checkpoint was first fine-tuned on the task.
+    """
+
+    task: str
+    metric: str
+    mean: float
+    standard_error: float | None
+    seeds: int
+    validation_rows: int
+    limit: int | None
+    fine_tuned: bool
+
+
+# By the name in results.json: the Hub's name of the metric, ours, and the split.
+_METRICS = {
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation", "validation"),
+    "accuracy": ("accuracy", "accuracy", "validation"),
+    "accuracy_matched": ("accuracy", "accuracy, matched", "validation_matched"),
+    "accuracy_mismatched": ("accuracy", "accuracy, mismatched", "validation_mismatched"),
+    "f1": ("f1", "F1", "validation"),
+    "pearson": ("pearson", "Pearson correlation", "validation"),
+    "spearmanr": ("spearmanr", "Spearman correlation", "validation"),
+}
+_MEASURED_BY = "(projclust glue-eval)"  # ends the names of our results, so that they are found again
+_BEGIN, _END = "<!-- projclust glue-eval: begin -->", "<!-- projclust glue-eval: end -->"
+
+
+def measured_card(card: str, name: str, measurements: Sequence[Measurement]) -> str:
+    """A card with measured accuracy, in its metadata (model-index) and as a section, in place of what was measured
+    before; the rest stays as it is.
+
+    Args:
+        card: the text of README.md; may be empty.
+        name: of the model, where the metadata has none.
+
+    Raises:
+        CheckpointError: the metadata is no YAML mapping, or its model-index is damaged.
+    """
+    head = re.match(r"---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL | re.MULTILINE)
+    body = card[head.end() :] if head else card
+    section = _section(measurements)
+    earlier = re.compile(f"{re.escape(_BEGIN)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(_END)}", re.DOTALL)
+    body, found = earlier.subn(lambda _: section, body, count=1)
+    if not found:
+        body = f"{body.rstrip()}\n\n{section}\n"
+    return f"---\n{_with_results(head.group(1) if head else '', name, measurements)}---\n{body}"
+
+
+def _with_results(front_matter: str, name: str, measurements: Sequence[Measurement]) -> str:
+    """The YAML with our evaluation results in its model-index, beside those of others."""
+    try:
+        metadata = yaml.safe_load(front_matter) or {}
+        index = metadata.pop("model-index", None)
+        name, known = model_index_to_eval_results(index) if index else (name, [])
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the metadata of {CARD_FILE} is damaged: {' '.join(str(error).split())}") from None
+    others = [result for result in known if not str(result.metric_name).endswith(_MEASURED_BY)]
+    index = eval_results_to_model_index(name, [*others, *map(_eval_result, measurements)])
+    block = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    # The other lines are kept as they are, comments too, unless the index is written in a way not foreseen here.
+    rest = re.sub(r"^model-index:.*\n(?:(?:[ \t-].*)?\n)*", "", front_matter, flags=re.MULTILINE)
+    try:
+        if yaml.safe_load(rest + block) == {**metadata, "model-index": index}:
+            return rest + block
+    except yaml.YAMLError:
+        pass
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True) + block
+
+
+def _eval_result(measurement: Measurement) -> EvalResult:
+    kind, name, split = _METRICS[measurement.metric]
+    seeds = "1 seed" if measurement.seeds == 1 else f"mean of {measurement.seeds} seeds"
+    limit = "" if measurement.limit is None else f", limited to {measurement.limit:,} rows of a split"
+    return EvalResult(
+        task_type="text-classification",
+        dataset_type="nyu-mll/glue",
+        dataset_name=f"GLUE {measurement.task.upper()}",
+        dataset_config=measurement.task,
+        dataset_split=split,
+        metric_type=kind,
+        metric_value=round(measurement.mean, 4),
+        metric_name=f"{name}, {seeds}, {measurement.validation_rows:,} validation rows{limit}, "
+        f"{_training(measurement)} {_MEASURED_BY}",
+    )
+
+
+def _training(measurement: Measurement) -> str:
+    return "after fine-tuning on the task" if measurement.fine_tuned else "without fine-tuning"
+
+
+def _section(measurements: Sequence[Measurement]) -> str:
+    lines = []
+    for measurement in measurements:
+        task = measurement.task.upper()
+        if measurement.limit is not None:
+            task += f" (limited to {measurement.limit:,} rows of a split)"
+        error = "" if measurement.standard_error is None else f" ± {measurement.standard_error:.4f}"
+        lines.append(
+            f"| {task} | {_METRICS[measurement.metric][1]} | {measurement.mean:.4f}{error} | "
+            f"{measurement.seeds} | {measurement.validation_rows:,} | {_training(measurement)} |"
+        )
+    table = "\n".join(lines)
+    return f"""{_BEGIN}
+## Measured accuracy
+
+By `projclust glue-eval`, on validation rows of GLUE: the mean over seeds ± its standard error, without the error where
+there is one seed. Figures after fine-tuning are of copies fine-tuned on the task, not of the weights in this folder.
+
+| task | metric | value | seeds | validation rows | measured |
+| --- | --- | --- | --- | --- | --- |
+{table}
+
+{_END}"""
 
 
 def _front_matter(base_model: str | None, source: Path, relation: str | None) -> str:

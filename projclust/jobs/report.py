@@ -1,0 +1,134 @@
+"""The job behind `projclust report`: results.json files in, a report out."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projclust.errors import ProjclustError
+from projclust.hf.card import CARD_FILE, Measurement, measured_card
+from projclust.hf.checkpoint import CONFIG, fingerprint, quantization_method, read_json
+from projclust.hf.folder import locked
+from projclust.report.files import PARTIAL, replace_file
+from projclust.report.results import BEST, DEMO, RESULTS_FILE, Row, read_results
+from projclust.report.statistics import AFTER, Summary, summarize, summary_json
+from projclust.report.write import write_report
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `projclust report`; see its --help."""
+
+    folders: tuple[str, ...]
+    output: str | None = None
+    card: str | None = None
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was written: the report's folder, what is in it, and the model card that was rewritten, if any."""
+
+    output: str
+    summaries: list[Summary]
+    card: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """One object: "output", "groups" (see `summary_json`) and "card"."""
+        groups = [summary_json(summary) for summary in self.summaries]
+        return {"output": self.output, "groups": groups, "card": self.card}
+
+
+def report_results(options: ReportOptions) -> Reported:
+    """Merge the results in some folders and write the report on them.
+
+    Raises:
+        ProjclustError: for every mistake and obstacle a user can mend.
+    """
+    if options.output is None and len(options.folders) > 1:
+        raise ProjclustError("several DIRs make one report: say with --output where to write it")
+    output = Path(options.folders[0] if options.output is None else options.output)
+    try:
+        for folder in options.folders:
+            if not Path(folder).is_dir():
+                raise ProjclustError(f"there is no folder {folder}: DIR is one that `projclust glue-eval` wrote")
+        with _alone_in(output):
+            rows = [row for folder in options.folders for row in read_results(Path(folder) / RESULTS_FILE)]
+            summaries = summarize(rows)
+            _check_output(output, rows)
+            card = None if options.card is None else _card(Path(options.card), summaries)
+            output.mkdir(exist_ok=True)
+            summaries = write_report(rows, output)
+            if card is not None:
+                replace_file(card[0], card[1].encode())
+    except OSError as error:
+        raise ProjclustError(f"cannot use {error.filename or output}: {error.strerror or error}") from error
+    return Reported(str(output), summaries, None if card is None else str(card[0]))
+
+
+@contextlib.contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Keep `projclust glue-eval` out of the folder, for its newer results must not be replaced by those read here."""
+    with contextlib.ExitStack() as locks:
+        if output.is_dir():
+            try:
+                locks.enter_context(locked(output, wait=False))
+            except BlockingIOError:
+                raise ProjclustError(
+                    f"another run is writing to {output}: wait for it or choose another --output"
+                ) from None
+        yield
+
+
+def _check_output(output: Path, rows: list[Row]) -> None:
+    """Refuse somebody's folder, and one whose measurements would be lost."""
+    if output.exists() and not output.is_dir():
+        raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
+    names = [path.name for path in output.iterdir() if not path.name.endswith(PARTIAL)] if output.exists() else []
+    if not names:
+        return
+    if RESULTS_FILE not in names:
+        raise ProjclustError(f"{output} holds other files and no {RESULTS_FILE}: choose another --output")
+    reported = {row.settings_hash for row in rows}
+    old = [row for row in read_results(output / RESULTS_FILE) if row.variant != BEST]
+    if any(row.settings_hash not in reported for row in old):
+        raise ProjclustError(
+            f"{output} holds results that no DIR has: name it as a DIR too, or choose another --output"
+        )
+
+
+def _card(folder: Path, summaries: list[Summary]) -> tuple[Path, str]:
+    """The model card of a compressed checkpoint with what was measured of it: path and text."""
+    if not folder.is_dir():
+        raise ProjclustError(f"there is no folder {folder}: --card takes the compressed checkpoint that was measured")
+    if quantization_method(read_json(folder / CONFIG)) != "projclust":
+        raise ProjclustError(f"{folder} is not compressed by projclust: --card takes a compressed checkpoint")
+    sha256 = fingerprint(folder)
+    measured = [found for summary in summaries if summary.model_sha256 == sha256 for found in _measurements(summary)]
+    if not measured:
+        raise ProjclustError(
+            f"no DIR has results of {folder}, as it is now, on a task of GLUE: run `projclust glue-eval {folder}` first"
+        )
+    path = folder / CARD_FILE
+    text = path.read_bytes() if path.exists() else b""
+    try:
+        return path, measured_card(text.decode(), folder.resolve().name, measured)
+    except UnicodeDecodeError:
+        raise ProjclustError(f"{path} is not UTF-8 text: mend or remove it") from None
+
+
+def _measurements(summary: Summary) -> list[Measurement]:
+    return [
+        Measurement(
+            task, name, mean.mean, mean.standard_error, mean.seeds, row.validation_rows, row.limit, stage == AFTER
+        )
+        for task, row in summary.tasks.items()
+        if task != DEMO
+        for variant in summary.variants
+        if variant.method == "compressed" and (task, variant.label) in summary.cells
+        for stage, metrics in summary.cells[task, variant.label].metrics.items()
+        for name, mean in metrics.items()
+    ]

@@ -1,0 +1,282 @@
+"""report.md: every figure of results.json that a reader needs, with what it was measured on."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+
+from .results import BEST, DEMO, Row, variant_order
+from .statistics import STAGES, Cell, Mean, Score, Summary
+from .words import (
+    DEMONSTRATION,
+    PROTOCOL_SENTENCES,
+    average_title,
+    heading,
+    plain,
+    points,
+    task_title,
+)
+
+DROP_PLOT, ERROR_PLOT = "drop.png", "error.png"
+
+_PLOTS = {
+    DROP_PLOT: "Points lost against the dense model, by task, method and size",
+    ERROR_PLOT: "Relative squared error of the embedding, by method and size",
+}
+
+
+def markdown_report(summaries: Sequence[Summary], plots: Iterable[str]) -> str:
+    """The report as GitHub-flavoured Markdown; nothing in the data can add markup to it.
+
+    Args:
+        summaries: at least one.
+        plots: names of the PNG files that lie beside it.
+    """
+    title = heading(summaries[0]) if len(summaries) == 1 else f"{len(summaries)} models and protocols"
+    only_demo = all(set(summary.tasks) == {DEMO} for summary in summaries)
+    parts = [f"# What compressing the embedding costs: {_escaped(title)}{f', on {DEMONSTRATION}' * only_demo}"]
+    parts += [f"![{_PLOTS[name]}]({name})" for name in plots]
+    for summary in summaries:
+        parts += _section(summary)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(summary: Summary) -> list[str]:
+    return [
+        f"## {_escaped(heading(summary))}",
+        *_notes(summary),
+        "### Sizes",
+        _sizes(summary),
+        "### Scores",
+        *_scores(summary),
+        *_diverged(summary),
+        *_choices(summary),
+        "### All metrics",
+        *_metrics(summary),
+        "### How it was measured",
+        *_conditions(summary),
+    ]
+
+
+def _notes(summary: Summary) -> list[str]:
+    notes = [PROTOCOL_SENTENCES[summary.protocol]]
+    if DEMO in summary.tasks:
+        notes.append(f"The task `demo` is {DEMONSTRATION}: its scores say nothing about GLUE.")
+    if any(row.limit is not None for row in summary.tasks.values()):
+        notes.append("Not all rows were used: tasks marked as limited cannot be compared with published figures.")
+    if summary.dense is None:
+        notes.append("The dense model was not measured, so no drops are shown.")
+    if len(summary.seeds) == 1:
+        notes.append("There is one seed, so there is no standard error: differences may be chance.")
+    return notes
+
+
+def _sizes(summary: Summary) -> str:
+    lines = [
+        [
+            _escaped(variant.label),
+            f"{100 * variant.compression_rate:.1f}%",
+            f"{variant.bytes_stored / 1e6:,.2f}",
+            f"{variant.times_smaller:.2f}",
+            f"{variant.bits_per_weight:.2f}",
+            f"{variant.model_bytes_stored / 1e6:,.2f}",
+            "unknown" if variant.relative_error is None else f"{variant.relative_error:.4f}",
+        ]
+        for variant in summary.variants
+    ]
+    names = ("variant", "parameters removed", "embedding MB", "times smaller", "bits per weight", "all weights MB")
+    return _table((*names, "relative error (mean)"), lines)
+
+
+def _scores(summary: Summary) -> list[str]:
+    stages, dense = summary.stages, summary.dense is not None
+    names = ["task", "variant"]
+    for stage in stages:
+        names += [stage, f"drop {stage}"] if dense else [stage]
+    lines = [
+        [_task_with_rows(row), _escaped(label) + _failures(cell), *_score_cells(cell.scores, stages, dense)]
+        for task, row in summary.tasks.items()
+        for label, cell in _cells(summary, task)
+    ]
+    lines += [
+        [average_title(summary, average), _escaped(label), *_score_cells(scores, stages, dense)]
+        for average in summary.averages
+        for label, scores in average.scores.items()
+    ]
+    legend = (
+        "Points (100 times the mean of a task's metrics) on the validation rows: mean ± standard error of the mean "
+        "(number of seeds), without the error where there is one seed."
+    )
+    if dense:
+        legend += " A drop is dense less variant for each seed that both have, so positive means worse than dense."
+    return [_table(names, lines), legend, *_coverage(summary)]
+
+
+def _score_cells(scores: dict[str, Score], stages: list[str], dense: bool) -> list[str]:
+    cells = []
+    for stage in stages:
+        score = scores.get(stage)
+        cells.append(_seeds(score.score if score else None))
+        if dense:
+            cells.append(_seeds(score.drop if score else None, sign=True))
+    return cells
+
+
+def _seeds(mean: Mean | None, sign: bool = False) -> str:
+    return "" if mean is None else f"{points(mean, sign)} ({mean.seeds})"
+
+
+def _failures(cell: Cell) -> str:
+    return f" ({cell.diverged} diverged)" if cell.diverged else ""
+
+
+def _coverage(summary: Summary) -> list[str]:
+    """What the averages cover."""
+    sentences = []
+    for average in summary.averages:
+        tasks = ", ".join(task_title(summary.tasks[task]) for task in average.tasks)
+        every = "all nine tasks of GLUE" if len(average.tasks) == 9 else f"{len(average.tasks)} of GLUE's nine tasks"
+        seeds = f"{'seed' if len(average.seeds) == 1 else 'seeds'} {', '.join(map(str, average.seeds))}"
+        stages = " and ".join(next(iter(average.scores.values())))
+        sentences.append(f"The average {stages} is over {every} ({tasks}) and {seeds}: every variant has all of these.")
+    if not sentences and len(summary.tasks) > 1:
+        sentences.append("No average is shown: the variants do not share scores on two tasks of GLUE for any seed.")
+    return sentences
+
+
+def _diverged(summary: Summary) -> list[str]:
+    rows = [row for row in summary.rows if row.status == "diverged"]
+    if not rows:
+        return []
+    lines = [
+        [
+            _escaped(task_title(row)),
+            _escaped(row.label),
+            str(row.seed),
+            "" if row.score_before is None else f"{row.score_before:.2f}",
+            _escaped(row.reason or "unknown"),
+        ]
+        for row in rows
+    ]
+    note = "Training failed here; these cells are in no mean and no plot."
+    return ["### Diverged", note, _table(("task", "variant", "seed", "before", "reason"), lines)]
+
+
+def _choices(summary: Summary) -> list[str]:
+    lines = [
+        [_escaped(task_title(row)), str(row.seed), _escaped(row.chosen or "unknown")]
+        for row in summary.rows
+        if row.variant == BEST
+    ]
+    if not lines:
+        return []
+    note = "`best` takes the variant with the highest score on the training rows; validation rows play no part in it."
+    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)]
+
+
+def _metrics(summary: Summary) -> list[str]:
+    parts = ["Fractions of 1: mean ± standard error (number of seeds)."]
+    for task, row in summary.tasks.items():
+        cells = list(_cells(summary, task))
+        columns = [
+            (stage, name)
+            for stage in STAGES
+            for name in dict.fromkeys(name for _, cell in cells for name in cell.metrics.get(stage, {}))
+        ]
+        lines = [[_escaped(label), *(_fraction(cell, stage, name) for stage, name in columns)] for label, cell in cells]
+        names = [f"{_escaped(name)} {stage}" for stage, name in columns]
+        parts += [f"#### {_task_with_rows(row)}", _table(("variant", *names), lines)]
+    return parts
+
+
+def _fraction(cell: Cell, stage: str, name: str) -> str:
+    mean = cell.metrics.get(stage, {}).get(name)
+    if mean is None:
+        return ""
+    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.4f}"
+    return f"{mean.mean:.4f}{error} ({mean.seeds})"
+
+
+def _conditions(summary: Summary) -> list[str]:
+    tasks = summary.tasks
+    data = [
+        [_escaped(task_title(row)), _escaped(row.glue), f"{row.training_rows:,}", f"{row.validation_rows:,}"]
+        for row in tasks.values()
+    ]
+    names = dict.fromkeys(name for row in tasks.values() for name in row.settings)
+    settings = [[_escaped(name), _setting(list(tasks.values()), name)] for name in names]
+    stages = dict.fromkeys(name for row in summary.rows for name in row.seconds)
+    seconds = [
+        [_escaped(task_title(row)), *(f"{_seconds(summary.rows, task, name):,.1f}" for name in stages)]
+        for task, row in tasks.items()
+    ]
+    versions = {f"{name} {version}" for row in summary.rows for name, version in row.versions.items()}
+    devices = {f"{row.device} (processes: {row.processes})" for row in summary.rows}
+    return [
+        _table(("task", "data from", "training rows", "validation rows"), data),
+        _table(("setting", "value"), settings),
+        "Seconds by stage, over all variants and seeds; `baseline` is shared by the variants and counted once a seed.",
+        _table(("task", *map(_escaped, stages)), seconds),
+        f"Model: {_escaped(summary.model)}, SHA-256 {_escaped(summary.model_sha256)}.",
+        f"Device: {_escaped(', '.join(sorted(devices)))}. Versions: {_escaped(', '.join(sorted(versions)))}.",
+        "To make it again, with the settings above (all options: `projclust_options.yaml` where it was measured):",
+        f"```console\n{_command(summary)}\n```",
+    ]
+
+
+def _setting(rows: list[Row], name: str) -> str:
+    """One value where all tasks agree, otherwise the value of each."""
+    values = {row.task: json.dumps(row.settings.get(name)) for row in rows}
+    if len(set(values.values())) == 1:
+        return _escaped(values[rows[0].task])
+    return _escaped(", ".join(f"{task}: {value}" for task, value in values.items()))
+
+
+def _seconds(rows: list[Row], task: str, name: str) -> float:
+    of_task = [row for row in rows if row.task == task]
+    if name != "baseline":
+        return sum(row.seconds.get(name, 0.0) for row in of_task)
+    by_seed: dict[int, float] = {}
+    for row in of_task:
+        by_seed[row.seed] = max(by_seed.get(row.seed, 0.0), row.seconds.get(name, 0.0))
+    return sum(by_seed.values())
+
+
+def _command(summary: Summary) -> str:
+    first = summary.rows[0]
+    arguments = ["--tasks", ",".join(summary.tasks), "--seeds", ",".join(map(str, summary.seeds))]
+    if first.protocol != "as-is":
+        specs = {row.label: _spec(row) for row in sorted(summary.rows, key=variant_order)}
+        arguments += ["--protocol", first.protocol, "--variants", ",".join(specs.values())]
+    if first.limit is not None:
+        arguments += ["--limit", str(first.limit)]
+    return shlex.join(["projclust", "glue-eval", plain(summary.model), *arguments])
+
+
+def _spec(row: Row) -> str:
+    """A variant as `--variants` takes it, with its size spelled out."""
+    if row.k is None or row.variant == BEST:
+        return plain(row.variant)
+    subspaces = "" if row.method == "svd" else f":k={row.k}"
+    codes = f":codes={plain(row.codes)}" if row.codes is not None else ""
+    return f"{row.method}{subspaces}:j={row.j}{':affine' * bool(row.affine)}{codes}"
+
+
+def _cells(summary: Summary, task: str) -> list[tuple[str, Cell]]:
+    """The variants measured on a task, in their order."""
+    labels = [variant.label for variant in summary.variants]
+    return [(label, summary.cells[task, label]) for label in labels if (task, label) in summary.cells]
+
+
+def _task_with_rows(row: Row) -> str:
+    return f"{_escaped(task_title(row))}, {row.validation_rows:,} validation rows"
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table; cells are Markdown already."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *lines))
+
+
+def _escaped(text: str) -> str:
+    """Text from a file that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain(text))

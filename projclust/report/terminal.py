@@ -1,0 +1,67 @@
+"""A summary as plain text for the terminal."""
+
+from collections.abc import Sequence
+
+from .statistics import AFTER, BEFORE, Mean, Score, Summary
+from .words import TASK_NAMES, heading, marks, plain, points
+
+_STAGES = {BEFORE: "before further training", AFTER: "after training"}
+
+
+def summary_table(summary: Summary) -> str:
+    """Variants by tasks in the last stage measured, and what they lost against dense in every stage.
+
+    What was lost is on average, or on the task if there is one only.
+    """
+    stages, dense = summary.stages, summary.dense is not None
+    names = ["variant", "smaller", *(TASK_NAMES[task] for task in summary.tasks)]
+    names += ["average"] * bool(summary.averages) + [f"drop {stage}" for stage in stages if dense]
+    lines = [names]
+    for variant in summary.variants:
+        cells = [summary.cells.get((task, variant.label)) for task in summary.tasks]
+        averages = [average.scores.get(variant.label, {}) for average in summary.averages]
+        overall: dict[str, Score] = {stage: score for scores in averages for stage, score in scores.items()}
+        line = [plain(variant.label), f"{variant.times_smaller:.2f}x"]
+        line += [_score(cell.scores if cell else {}, stages, summary) for cell in cells]
+        if summary.averages:
+            line.append(_score(overall, stages, summary))
+        elif len(cells) == 1 and cells[0] is not None:
+            overall = cells[0].scores
+        drops = {stage: score.drop for stage, score in overall.items()}
+        line += [points(drops.get(stage), sign=True) or "-" for stage in stages if dense]
+        lines.append(line)
+    return "\n".join([heading(summary), "; ".join(_notes(summary)), *_aligned(lines)])
+
+
+def _notes(summary: Summary) -> list[str]:
+    stages, diverged = summary.stages, sum(cell.diverged for cell in summary.cells.values())
+    notes = [f"points {_STAGES[stages[-1]]}"] if stages else []
+    if len(summary.seeds) == 1:
+        notes.append("one seed, no standard errors")
+    else:
+        notes.append(f"mean of {len(summary.seeds)} seeds, (n) where of fewer, ± standard error")
+    notes += [f"average of {len(average.tasks)} tasks" for average in summary.averages[-1:]]
+    notes += [f"{diverged} diverged"] * bool(diverged) + marks(summary)
+    rows = ", ".join(f"{TASK_NAMES[task]} {row.validation_rows:,}" for task, row in summary.tasks.items())
+    notes.append(f"validation rows: {rows}")
+    return notes if summary.dense is not None else [*notes, "dense was not measured: no drops"]
+
+
+def _score(scores: dict[str, Score], stages: Sequence[str], summary: Summary) -> str:
+    score = scores.get(stages[-1]) if stages else None
+    return "-" if score is None else f"{score.score.mean:.2f}{_fewer(score.score, summary)}"
+
+
+def _fewer(mean: Mean, summary: Summary) -> str:
+    return "" if mean.seeds == len(summary.seeds) else f" ({mean.seeds})"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns two spaces apart, the first one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))]
+        )
+        for first, *rest in lines
+    ]
