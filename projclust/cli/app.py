@@ -13,6 +13,7 @@ from projclust.errors import ProjclustError, ServiceError
 
 from .compress import compress
 from .expand import expand
+from .glue_eval import glue_eval
 from .inspect import inspect
 from .output import is_main_process
 from .push import push
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, report, inspect, expand, push):
+for command in (compress, glue_eval, report, inspect, expand, push):
     app.command()(command)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,45 +9,9 @@ from pathlib import Path
 
 import torch
 from commandline import Cli
+from killing import killed_at
 
 from projclust.hf.checkpoint import load_checkpoint
-
-# Stops for good at the n-th file-system call under the output's parent, so that the test can kill it right there.
-PROGRAM = """
-import os, sys, time
-limit, seen = int(sys.argv[1]), 0
-def watch(event, arguments):
-    global seen
-    if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "shutil.copyfile"):
-        text = " ".join(map(str, arguments[:2]))
-        if ".partial-" in text:
-            seen += 1
-            if seen == limit:
-                print("here", flush=True)
-                time.sleep(1000)
-sys.addaudithook(watch)
-from projclust.cli.app import run
-code = run(sys.argv[2:])
-print("done", flush=True)
-sys.exit(code)
-"""
-
-
-def killed_at(call: int, arguments: list[str]) -> bool:
-    """Run until the `call`-th touch of the unfinished folder, kill there; False when the run ended before."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(call), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() in ("here", "done"):
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return line.strip() == "here"
 
 
 def state(folder: Path) -> tuple[int, int] | None:
@@ -70,7 +33,7 @@ def test_killed_anywhere_the_folder_is_old_or_new(cli: Cli, tiny_folder: Path, t
     for call in (1, 2, 7, 15, *range(24, 60, 3)):
         if state(out) != old:
             assert cli(*run, "--k", old[0], "--j", old[1]).code == 0
-        was_killed = killed_at(call, [*run, "--k", str(new[0]), "--j", str(new[1])])
+        was_killed = killed_at(call, ".partial-", [*run, "--k", str(new[0]), "--j", str(new[1])])
         seen.add(state(out))
         assert state(out) in (old, new)
         if not was_killed:
