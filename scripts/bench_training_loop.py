@@ -1,6 +1,6 @@
 """What the fine-tuning loop costs over a bare PyTorch loop on the same model and the same batches.
 
-    python scripts/bench_training_loop.py [--rows 1024] [--rounds 5]
+    python scripts/bench_training_loop.py [--rows 2048] [--rounds 3]
 
 Both do the same work: forward, backward, clipping, AdamW, the schedule. The bare loop has no Accelerate, no data loader
 and no checks; its padded batches lie ready in memory. Rounds alternate, and the ratio of the medians is printed: what
@@ -44,8 +44,8 @@ def bare(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], setting
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     logging.disable_progress_bar()
 

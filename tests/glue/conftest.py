@@ -11,9 +11,9 @@ from projclust.glue.training import make_accelerator
 from projclust.hf.checkpoint import load_tokenizer
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def accelerator() -> Accelerator:
-    """On the CPU, one process."""
+    """On the CPU, one process. Made for each test: all accelerators of a process share how they accumulate."""
     return make_accelerator(Settings(), cpu=True)
 
 

@@ -25,7 +25,10 @@ def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(name: str, 
     model.save_pretrained(tmp_path / "first")
     loaded, info = type(model).from_pretrained(tmp_path / "first", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert torch.equal(logits(loaded, name), out)
+    saved, read = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(saved[key], read[key]) for key in saved)
+    # Tensors mapped from a file lie at other addresses, and on some processors products then round differently.
+    assert torch.allclose(logits(loaded, name), out, rtol=0, atol=1e-6)
     loaded.save_pretrained(tmp_path / "second")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
