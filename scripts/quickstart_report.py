@@ -1,4 +1,4 @@
-"""Last part of scripts/quickstart.sh: what 40% off costs, by table, by plot and by nearest neighbours.
+"""Part of scripts/quickstart.sh: what 40% off costs, by table, by plot and by nearest neighbours.
 
 python scripts/quickstart_report.py MINILM_FOLDER OUTPUT_FOLDER
 """
@@ -89,10 +89,6 @@ def main(minilm: Path, out: Path) -> None:
     (out / "report.md").write_text(text + "\n![error against size](error.png)\n", encoding="utf-8")
     print(text)
     print(f"written: {out}/report.md, {out}/error.png and the checkpoints {out}/minilm-*")
-    print(
-        f'next: python -c "import projclust; from transformers import AutoModel; '
-        f"print(AutoModel.from_pretrained('{out}/minilm-projective').embeddings)\""
-    )
 
 
 if __name__ == "__main__":
