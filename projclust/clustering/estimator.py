@@ -5,18 +5,24 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from projclust.errors import ProjclustError
 
-from .seeding import Init, first_labels, random_partition
-from .solver import Fit, alternate, climb_ranks, describe, total_cost
-from .subspaces import Subspaces, assign_rows, fit_subspaces, project_rows, squared_norms
+from .moments import fit_subspaces
+from .processes import Team
+from .ranks import Ranks, adapt_ranks
+from .robust import Loss, fit_robustly
+from .rows import Rows, exact_products
+from .seeding import Init, first_labels, random_partition, scout
+from .solver import alternate, describe, finish
+from .subspaces import Subspaces, assign_rows, project_rows
 
-# Every start settles its large structure at these low ranks and is then judged by one step at full rank; the best one
-# climbs on, doubling the rank, and runs to the end.
+# Every start settles its large structure at these low ranks, on a sample of the rows, and is judged by its cost there;
+# the best one goes on to all rows and to full rank.
 _SCOUTING_RANKS = (1, 4, 16)
-_CLIMBING_RANKS = tuple(2**power for power in range(5, 16))
+_SAMPLE_ROWS = 16384
 
 # Called when a start was judged, with its number (from 1), and after every full step with the number of starts and the
 # step (from 1); both times with the cost.
@@ -42,19 +48,25 @@ class ProjectiveClustering:
         rank: j, their dimension; less than the number of columns.
         affine: subspaces need not pass through the origin; each has a mean.
         method: "projective", or the baselines "svd" and "random".
+        ranks: "equal", or "adaptive": unequal ranks that take no more parameters than `rank` for all. Rows then choose
+            by their distance and by what their coefficients cost, so labels need not be the nearest subspaces'.
+        loss: what is summed of the rows' distances r: "l2" (r^2); or "l1" (r) or "huber", which far rows do not sway.
         init: first labels, from "spherical" k-means, "residual" seeding, or a "random" equal split.
-        restarts: starts to try; each runs a few cheap steps, and the best is run to the end.
+        restarts: starts to try; each runs a few cheap steps on a sample of the rows, and the best is run to the end.
         max_iter: most steps of a run.
-        tol: stop when a step lowers the cost by less than this fraction of it.
+        tol: stop when a step lowers the cost by no more than this fraction of it.
         seed: of all random choices.
-        device: where to compute; default: where the matrix is.
+        device: where to compute; default: where the matrix is. A matrix for which it has no room is streamed to it.
+        process_group: of torch.distributed, to share the rows among its processes. All call `fit` with the same matrix
+            (a memory map costs them nothing) and get the same result.
 
     Attributes, after `fit` (tensors on the computing device):
         labels_: (n,) int64, the cluster of each row.
-        components_: (k, j, d) orthonormal basis of each subspace, strongest direction first.
+        components_: (k, j, d) orthonormal basis of each subspace, strongest direction first; zero beyond its own rank.
+        ranks_: dimension of each subspace.
         means_: (k, d), or None without `affine`.
         coefficients_: (n, j), coordinates of each row in its cluster's basis.
-        inertia_: weighted sum of squared residuals.
+        inertia_: weighted sum of the rows' losses; of squared residuals for "l2".
         residuals_: (n,) squared residual of each row.
         spectra_: (k, d) float64 eigenvalues of each cluster's scatter; the error at any other rank can be read off.
         cost_history_: cost after each step; the last entry is after the exact finish.
@@ -64,6 +76,7 @@ class ProjectiveClustering:
     labels_: Tensor
     components_: Tensor
     means_: Tensor | None
+    ranks_: list[int]
     coefficients_: Tensor
     inertia_: float
     residuals_: Tensor
@@ -78,23 +91,29 @@ class ProjectiveClustering:
         *,
         affine: bool = False,
         method: Method | str = Method.PROJECTIVE,
+        ranks: Ranks | str = Ranks.EQUAL,
+        loss: Loss | str = Loss.L2,
         init: Init | str = Init.SPHERICAL,
         restarts: int = 8,
         max_iter: int = 100,
         tol: float = 1e-4,
         seed: int = 0,
         device: torch.device | str | None = None,
+        process_group: "dist.ProcessGroup | None" = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.rank = rank
         self.affine = affine
         self.method = method
+        self.ranks = ranks
+        self.loss = loss
         self.init = init
         self.restarts = restarts
         self.max_iter = max_iter
         self.tol = tol
         self.seed = seed
         self.device = device
+        self.process_group = process_group
 
     def __repr__(self) -> str:
         return (
@@ -113,8 +132,9 @@ class ProjectiveClustering:
         Raises:
             ProjclustError: NaN or infinity in `X`, j >= d, k > n, negative or all-zero weights, an unknown option.
         """
-        method, init = self._validated_options()
-        table = _as_table(X, self.device)
+        method, init, loss, ranks = self._validated_options()
+        progress = progress or _silent
+        table = _as_table(X)
         n, d = table.shape
         if self.rank >= d:
             raise ProjclustError(f"rank j={self.rank} must be less than the {d} columns of the matrix")
@@ -122,63 +142,73 @@ class ProjectiveClustering:
             raise ProjclustError(f"k={self.n_clusters} subspaces need at least as many rows, but the matrix has {n}")
         weights = _as_weights(sample_weight, n, table.device)
 
-        generator = torch.Generator().manual_seed(self.seed)
-        if method is Method.PROJECTIVE:
-            fit = self._fit_projective(table, weights, init, generator, progress or _silent)
-        else:
-            labels = random_partition(n, self.n_clusters, generator).to(table.device)
-            subspaces = fit_subspaces(table, weights, labels, self.n_clusters, self.rank, self.affine, exact=True)
-            fit = describe(table, weights, labels, subspaces, [])
-        self.labels_ = fit.labels
-        self.components_ = fit.subspaces.bases
-        self.means_ = fit.subspaces.means
-        self.spectra_ = fit.subspaces.spectra
-        self.coefficients_ = fit.coefficients
-        self.residuals_ = fit.residuals
-        self.inertia_ = fit.inertia
-        self.cost_history_ = fit.cost_history
-        self.n_iter_ = len(fit.cost_history)
+        device = table.device if self.device is None else torch.device(self.device)
+        with exact_products(device):
+            self._fit(table, weights, device, method, init, loss, ranks, progress)
         return self
 
-    def _fit_projective(
+    def _fit(
         self,
         table: Tensor,
         weights: Tensor | None,
+        device: torch.device,
+        method: Method,
         init: Init,
-        generator: torch.Generator,
+        loss: Loss,
+        ranks: Ranks,
         progress: Progress,
-    ) -> Fit:
-        norms = squared_norms(table)
-        k, rank = self.n_clusters, self.rank
-        best = torch.zeros(len(table), dtype=torch.int64, device=table.device)
-        if k > 1:
-            scouting, climbing = ([r for r in ranks if r < rank] for ranks in (_SCOUTING_RANKS, _CLIMBING_RANKS))
-            lowest = torch.inf
-            for restart in range(1, self.restarts + 1):
-                labels = first_labels(init, table, norms, weights, k, rank, generator)
-                labels = climb_ranks(table, norms, weights, labels, k, scouting, self.affine)
-                subspaces = fit_subspaces(table, weights, labels, k, rank, self.affine)
-                cost = total_cost(assign_rows(table, norms, subspaces)[1], weights)
-                progress(restart, 0, cost)
-                if cost < lowest:
-                    lowest, best = cost, labels
-            best = climb_ranks(table, norms, weights, best, k, climbing, self.affine)
-        return alternate(
-            table,
-            norms,
-            weights,
-            best,
-            k,
-            rank,
-            self.affine,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            on_step=lambda step, cost: progress(self.restarts, step, cost),
-        )
+    ) -> None:
+        team = Team.of(self.process_group)
+        rows = Rows.of(table, weights, device, team)
+        generator = torch.Generator().manual_seed(self.seed)
+        steps = 0
 
-    def _validated_options(self) -> tuple[Method, Init]:
+        def on_step(step: int, cost: float) -> None:
+            nonlocal steps
+            steps += 1
+            progress(self.restarts, steps, cost)
+
+        if method is Method.PROJECTIVE and self.n_clusters > 1:
+            start = self._best_start(rows, init, generator, progress)
+            moments, subspaces, history = alternate(
+                rows, start, self.rank, self.affine, self.max_iter, self.tol, generator, on_step
+            )
+            if ranks is Ranks.ADAPTIVE:
+                fit = adapt_ranks(moments, subspaces, self.tol, generator, on_step, history)
+            else:
+                labels = moments.labels
+                del moments, subspaces  # the finish needs their memory for the coefficients
+                fit = finish(rows, labels, self.n_clusters, self.rank, self.affine, history)
+        else:
+            labels = random_partition(rows, self.n_clusters, generator)
+            subspaces, spectra = fit_subspaces(rows, labels, self.n_clusters, self.rank, self.affine)
+            fit = describe(rows, labels, subspaces, spectra, [])
+        if loss is not Loss.L2:
+            fit = fit_robustly(rows, fit, loss, self.affine, self.max_iter, self.tol, on_step)
+        self.labels_ = team.gather(fit.labels)
+        self.components_ = fit.subspaces.bases
+        self.means_ = fit.subspaces.means
+        self.ranks_ = fit.subspaces.ranks
+        self.spectra_ = fit.spectra
+        self.coefficients_ = team.gather(fit.coefficients)
+        self.residuals_ = team.gather(fit.residuals)
+        self.inertia_ = fit.inertia
+        self.cost_history_ = fit.cost_history
+        self.n_iter_ = len(fit.cost_history)
+
+    def _best_start(self, rows: Rows, init: Init, generator: torch.Generator, progress: Progress) -> Tensor:
+        """(k, r, d) low-rank bases of the start that is best on a sample of the rows."""
+        k, ranks = self.n_clusters, [rank for rank in _SCOUTING_RANKS if rank <= self.rank]
+        sample = rows.sample(_SAMPLE_ROWS, generator)
+        labels = first_labels(init, sample, k, self.restarts, ranks[-1], generator)
+        bases, costs = scout(sample, labels, k, ranks, generator)
+        for restart, cost in enumerate(costs.tolist(), 1):
+            progress(restart, 0, cost)
+        return bases[int(costs.argmin())]
+
+    def _validated_options(self) -> tuple[Method, Init, Loss, Ranks]:
         try:
-            method, init = Method(self.method), Init(self.init)
+            method, init, loss, ranks = Method(self.method), Init(self.init), Loss(self.loss), Ranks(self.ranks)
         except ValueError as error:
             raise ProjclustError(f"unknown option: {error}") from None
         for name in ("n_clusters", "rank", "restarts", "max_iter"):
@@ -188,7 +218,13 @@ class ProjectiveClustering:
             raise ProjclustError(f"tol must not be negative, but is {self.tol}")
         if method is Method.SVD and self.n_clusters != 1:
             raise ProjclustError(f"method svd is one subspace: k must be 1, not {self.n_clusters}")
-        return method, init
+        if method is Method.RANDOM and loss is not Loss.L2:
+            raise ProjclustError("method random keeps its labels: its loss must be l2")
+        if ranks is Ranks.ADAPTIVE and (method is not Method.PROJECTIVE or self.n_clusters == 1):
+            raise ProjclustError("adaptive ranks are of several subspaces: use method projective with k of 2 or more")
+        if ranks is Ranks.ADAPTIVE and loss is not Loss.L2:
+            raise ProjclustError("adaptive ranks are allotted by squared errors: use loss l2")
+        return method, init, loss, ranks
 
     def fit_predict(self, X: Any, sample_weight: Any = None) -> Tensor:
         """Fit, and return `labels_`."""
@@ -196,14 +232,14 @@ class ProjectiveClustering:
 
     def predict(self, X: Any) -> Tensor:
         """(n,) the nearest of the fitted subspaces for each row of `X`."""
-        table = self._compatible(X)
-        return assign_rows(table, squared_norms(table), self._subspaces())[0]
+        table = Rows.of(self._compatible(X))
+        return assign_rows(table, self._subspaces()).labels
 
     def transform(self, X: Any, labels: Tensor | None = None) -> Tensor:
         """(n, j) coordinates of each row in the basis of its cluster: `labels`, or else the nearest."""
         table = self._compatible(X)
         labels = self.predict(table) if labels is None else labels
-        return project_rows(table, labels, self._subspaces())[0]
+        return project_rows(Rows.of(table), labels, self._subspaces())[0]
 
     def inverse_transform(self, coefficients: Tensor, labels: Tensor) -> Tensor:
         """(n, d) rows rebuilt from coordinates and cluster labels."""
@@ -220,11 +256,11 @@ class ProjectiveClustering:
     def _subspaces(self) -> Subspaces:
         if not hasattr(self, "components_"):
             raise ProjclustError("this ProjectiveClustering is not fitted yet: call fit first")
-        return Subspaces(self.components_, self.means_, self.spectra_)
+        return Subspaces(self.components_, self.means_, self.ranks_)
 
     def _compatible(self, X: Any) -> Tensor:
         subspaces = self._subspaces()
-        table = _as_table(X, subspaces.bases.device)
+        table = _as_table(X).to(subspaces.bases.device)
         if table.shape[1] != subspaces.bases.shape[2]:
             raise ProjclustError(
                 f"the matrix has {table.shape[1]} columns, but the subspaces were fitted to {subspaces.bases.shape[2]}"
@@ -236,13 +272,12 @@ def _silent(restart: int, step: int, cost: float) -> None:
     pass
 
 
-def _as_table(X: Any, device: torch.device | str | None) -> Tensor:
+def _as_table(X: Any) -> Tensor:
     table = torch.as_tensor(X).detach()
     if table.dim() != 2:
         raise ProjclustError(f"the matrix must have two dimensions, not {table.dim()}")
     if not table.is_floating_point():
         table = table.double()
-    table = table.to(device) if device is not None else table
     # Block by block: isfinite of the whole would make three tables' worth of temporaries.
     for start in range(0, len(table), 4096):
         finite = torch.isfinite(table[start : start + 4096]).all(1)

@@ -1,11 +1,17 @@
-"""Where projective clustering starts: a first label for every row."""
+"""Where projective clustering starts: first labels, and low-rank subspaces settled on a sample of the rows.
 
+Several starts run side by side: their bases, stacked, make one product with each block of rows.
+"""
+
+from collections.abc import Sequence
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from .subspaces import Subspaces, assign_rows, fit_subspaces, row_blocks, working_dtype
+from .moments import fit_subspaces
+from .rows import Rows
+from .subspaces import Subspaces, assign_rows, orthonormal_rows
 
 _KMEANS_STEPS = 15
 
@@ -18,99 +24,146 @@ class Init(str, Enum):
     RANDOM = "random"  # equal random groups, as in the paper
 
 
-def first_labels(
-    init: Init,
-    table: Tensor,
-    norms: Tensor,
-    weights: Tensor | None,
-    n_clusters: int,
-    rank: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """(n,) int64 labels to start from; `generator` lives on the CPU, so that the draw is the same on every device."""
+def first_labels(init: Init, rows: Rows, n_clusters: int, starts: int, rank: int, generator: torch.Generator) -> Tensor:
+    """(starts, n) int64 labels to start from; drawn on the CPU, so that they are the same on every device.
+
+    Args:
+        init: how.
+        rows: n of them.
+        n_clusters: k.
+        starts: how many.
+        rank: of the subspaces that residual seeding tries.
+        generator: of all random choices.
+    """
     match init:
         case Init.SPHERICAL:
-            return _spherical_kmeans(table, norms, weights, n_clusters, generator)
+            return _spherical_kmeans(rows, n_clusters, starts, generator)
         case Init.RESIDUAL:
-            return _residual_seeding(table, norms, weights, n_clusters, rank, generator)
+            return torch.stack([_residual_seeding(rows, n_clusters, rank, generator) for _ in range(starts)])
         case Init.RANDOM:
-            return random_partition(len(table), n_clusters, generator).to(table.device)
+            return torch.stack([random_partition(rows, n_clusters, generator) for _ in range(starts)])
 
 
-def random_partition(n_rows: int, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """Random groups whose sizes differ by at most one row."""
-    return torch.randperm(n_rows, generator=generator) % n_clusters
+def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """(n,) random groups whose sizes, over all processes, differ by at most one row."""
+    labels = torch.randperm(rows.total, generator=generator) % n_clusters
+    return labels[rows.first : rows.first + len(rows)].to(rows.device)
 
 
-def _spherical_kmeans(
-    table: Tensor, norms: Tensor, weights: Tensor | None, n_clusters: int, generator: torch.Generator
-) -> Tensor:
+def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch.Generator) -> Tensor:
     """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007).
 
     Only directions count, not lengths: weighing rows by |x|^2, their share of the cost, ended in higher costs.
     """
-    scale = norms.clamp(min=torch.finfo(norms.dtype).tiny).rsqrt()
-    mass = torch.ones_like(norms) if weights is None else weights.to(norms.dtype)
-    directions = torch.empty(n_clusters, table.shape[1], dtype=norms.dtype, device=table.device)
-    spread = torch.full_like(norms, torch.inf)  # 1 - cosine to the nearest direction so far
-    for cluster in range(n_clusters):
-        row = _draw(mass if cluster == 0 else mass * spread, generator)
-        directions[cluster] = table[row].to(norms.dtype) * scale[row]
-        for where, block in row_blocks(table, table.shape[1]):
-            gap = 1 - (block @ directions[cluster]) * scale[where]
-            spread[where] = torch.minimum(spread[where], gap).clamp_(min=0)
+    n, d, k = len(rows), rows.dim, n_clusters
+    scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
+    mass = torch.ones_like(scale) if rows.weights is None else rows.weights
+    directions = torch.zeros(starts, k, d, dtype=rows.dtype, device=rows.device)
+    spread = torch.ones(n, starts, dtype=rows.dtype, device=rows.device)  # 1 - cosine to the nearest direction so far
+    for cluster in range(k):
+        seeds = rows.take(_draw(rows, mass.unsqueeze(1) * spread, generator))  # (starts, d)
+        directions[:, cluster] = torch.nn.functional.normalize(seeds, dim=1)
+        for where, block in rows.blocks(d):
+            gap = 1 - (block @ directions[:, cluster].T) * scale[where].unsqueeze(1)
+            spread[where] = (gap if cluster == 0 else torch.minimum(spread[where], gap)).clamp_(min=0)
 
-    labels = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+    labels = torch.zeros(starts, n, dtype=torch.int64, device=rows.device)
     share = mass * scale  # share * x is the row's unit vector times its weight
     for _ in range(_KMEANS_STEPS):
         sums = torch.zeros_like(directions)
-        moved = 0
-        for where, block in row_blocks(table, table.shape[1]):
-            nearest = (block @ directions.T).argmax(1)
-            moved += int((nearest != labels[where]).sum())
-            labels[where] = nearest
+        moved = torch.zeros((), dtype=torch.int64, device=rows.device)
+        for where, block in rows.blocks(starts * k):
+            nearest = (block @ directions.flatten(0, 1).T).view(-1, starts, k).argmax(2)  # (rows, starts)
+            moved += (nearest != labels[:, where].T).sum()
+            labels[:, where] = nearest.T
             # A product with the one-hot labels instead of index_add_, whose order of summation varies on a GPU.
-            one_hot = torch.nn.functional.one_hot(nearest, n_clusters).to(block.dtype)
-            sums += (one_hot * share[where].unsqueeze(1)).T @ block
-        lengths = sums.norm(dim=1, keepdim=True)
+            one_hot = torch.nn.functional.one_hot(nearest, k).to(block.dtype) * share[where].view(-1, 1, 1)
+            sums += (one_hot.flatten(1).T @ block).view_as(sums)
+        lengths = rows.team.sum(sums).norm(dim=2, keepdim=True)
         directions = torch.where(lengths > 0, sums / lengths, directions)
-        if moved == 0:
+        if int(rows.team.sum(moved)) == 0:
             break
     return labels
 
 
-def _residual_seeding(
-    table: Tensor,
-    norms: Tensor,
-    weights: Tensor | None,
-    n_clusters: int,
-    rank: int,
-    generator: torch.Generator,
-) -> Tensor:
+def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.Generator) -> Tensor:
     """k-means++ for subspaces: each new one is fitted to the neighbours (by angle) of a row drawn by its residual."""
-    distances = norms.clone()
-    fitted: list[Subspaces] = []
-    group_size = min(len(table), max(2 * rank, len(table) // n_clusters))
-    scale = norms.clamp(min=torch.finfo(norms.dtype).tiny).rsqrt()
+    distances = rows.norms.clone()
+    bases: list[Tensor] = []
+    group_size = min(rows.total, max(2 * rank, rows.total // n_clusters))
+    scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     for _ in range(n_clusters):
-        row = _draw(distances if weights is None else distances * weights.to(distances.dtype), generator)
-        center = table[row].to(working_dtype(table))
-        cosines = torch.empty_like(norms)
-        for where, block in row_blocks(table, table.shape[1]):
+        mass = distances if rows.weights is None else distances * rows.weights
+        center = rows.take(_draw(rows, mass.unsqueeze(1), generator)).squeeze(0)
+        cosines = torch.empty_like(rows.norms)
+        for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
-        group = cosines.abs().topk(group_size).indices
-        group_weights = None if weights is None else weights[group]
-        one = torch.zeros(group_size, dtype=torch.int64, device=table.device)
-        fitted.append(fit_subspaces(table[group], group_weights, one, 1, rank, affine=False))
-        distances = torch.minimum(distances, assign_rows(table, norms, fitted[-1])[1])
-    together = Subspaces(torch.cat([one.bases for one in fitted]), None, torch.cat([one.spectra for one in fitted]))
-    return assign_rows(table, norms, together)[0]
+        nearest = rows.team.gather(cosines.abs()).topk(group_size).values[-1]
+        group = torch.where(cosines.abs() >= nearest, 0, 1)
+        bases.append(fit_subspaces(rows, group, 1, rank)[0].bases)
+        distances = torch.minimum(distances, assign_rows(rows, Subspaces.of(bases[-1])).distances)
+    return assign_rows(rows, Subspaces.of(torch.cat(bases))).labels
 
 
-def _draw(mass: Tensor, generator: torch.Generator) -> int:
-    """One row number, drawn with probability proportional to `mass` (uniformly when there is none)."""
-    cumulative = mass.double().cpu().cumsum(0)
-    point = torch.rand((), dtype=torch.float64, generator=generator)
-    if cumulative[-1] <= 0:
-        return int(point * len(mass))
-    return min(int(torch.searchsorted(cumulative, point * cumulative[-1], right=True)), len(mass) - 1)
+def _draw(rows: Rows, mass: Tensor, generator: torch.Generator) -> Tensor:
+    """(starts,) numbers of rows, of all processes, drawn by the columns of `mass` (n, starts); uniformly if all 0."""
+    cumulative = rows.team.gather(mass).double().cpu().cumsum(0)
+    points = torch.rand(mass.shape[1], dtype=torch.float64, generator=generator)
+    drawn = []
+    for column, point in zip(cumulative.T, points, strict=True):
+        if column[-1] <= 0:
+            column = torch.arange(1, len(column) + 1, dtype=torch.float64)
+        found = torch.searchsorted(column.contiguous(), point * column[-1], right=True)
+        drawn.append(min(int(found), len(column) - 1))
+    return torch.tensor(drawn)
+
+
+def scout(
+    sample: Rows, labels: Tensor, n_clusters: int, ranks: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Settle the large structure of several starts at low ranks, two steps at each.
+
+    Low-rank subspaces discriminate between rows that high-rank ones serve equally well. On real tables starting low
+    and climbing lowers the final cost more than further starts do.
+
+    Args:
+        sample: m rows.
+        labels: (starts, m) int64.
+        n_clusters: k.
+        ranks: ascending.
+        generator: of the directions to start from.
+
+    Returns:
+        (starts, k, last rank, d) bases; and (starts,) float64 cost of each on the sample, at the last rank.
+    """
+    starts, top = len(labels), ranks[-1]
+    random = torch.randn(starts * n_clusters, top, sample.dim, dtype=sample.dtype, generator=generator)
+    bases = orthonormal_rows(random.to(sample.device)).unflatten(0, (starts, n_clusters))
+    total = sample.weighted_sum(sample.norms)
+    # First twice with the labels as they are, so that the directions become those of the clusters.
+    plan = [(top, labels)] * 2 + [(rank, None) for rank in ranks for _ in range(2)]
+    for rank, given in plan:
+        products, captured = _products(sample, bases, rank, given)
+        bases = orthonormal_rows(products.flatten(0, 1)).view_as(bases)
+    return bases, total - captured
+
+
+def _products(sample: Rows, bases: Tensor, rank: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Each basis times the scatter of the rows nearest to its first `rank` directions, or of those that `labels` say.
+
+    Returns:
+        products like `bases` (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
+    """
+    starts, k, r, _ = bases.shape
+    products = torch.zeros_like(bases)
+    captured = torch.zeros(starts, dtype=torch.float64, device=sample.device)
+    for where, block in sample.blocks(starts * k * r):
+        coordinates = (block @ bases.flatten(0, 2).T).view(-1, starts, k, r)
+        explained = torch.linalg.vector_norm(coordinates[..., :rank], dim=3).square()  # (rows, starts, k)
+        nearest = explained.argmax(2) if labels is None else labels[:, where].T
+        own = torch.nn.functional.one_hot(nearest, k).to(block.dtype)
+        if sample.weights is not None:
+            own *= sample.weights[where].view(-1, 1, 1)
+        captured += (explained * own).sum((0, 2), dtype=torch.float64)
+        products += ((coordinates * own.unsqueeze(3)).flatten(1).T @ block).view_as(products)
+    return sample.team.sum(products), sample.team.sum(captured)

@@ -1,19 +1,41 @@
-"""A single run of projective clustering: Lloyd's alternation between subspaces and labels.
+"""A single run of projective clustering: Lloyd's alternation between subspaces and labels, made cheap.
 
 Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. The problem
-is ``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j.
+is ``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j. Here a step
+
+* improves the bases by one step of orthogonal iteration on Gram matrices that follow the rows that moved, and
+* looks only at subspaces that came close to being a row's nearest when all were looked at last.
+
+Both never raise the cost. The run ends only after a step that looked at all subspaces for all rows and gained nothing
+to speak of; then come one exact fit in float64 and a last assignment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .subspaces import Subspaces, assign_rows, fit_subspaces, project_rows
+from .moments import Moments, fit_subspaces
+from .rows import Rows
+from .subspaces import (
+    GAP_LEVELS,
+    Subspaces,
+    assign_contested_rows,
+    assign_rows,
+    orthonormal_rows,
+    project_rows,
+)
 
 # Called after every full step with its number (from 1) and its cost.
 OnStep = Callable[[int, float], None]
+
+# Of all pairs of a row and a subspace that is not its nearest, the share looked at between full looks.
+_CONTESTED_SHARE = 1 / 8
+
+# At every rank on the way up, the most steps and the fall in cost that ends them.
+_CLIMBING_STEPS = 6
+_CLIMBING_TOL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,7 @@ class Fit:
     Attributes:
         labels: (n,) int64, the nearest subspace of each row.
         subspaces: the k subspaces.
+        spectra: (k, d) float64 eigenvalues of each cluster's scatter.
         coefficients: (n, j) coordinates of each row in the basis of its cluster.
         residuals: (n,) squared error of each rebuilt row.
         inertia: weighted sum of `residuals`.
@@ -31,113 +54,150 @@ class Fit:
 
     labels: Tensor
     subspaces: Subspaces
+    spectra: Tensor
     coefficients: Tensor
     residuals: Tensor
     inertia: float
     cost_history: list[float]
 
 
-def climb_ranks(
-    table: Tensor,
-    norms: Tensor,
-    weights: Tensor | None,
-    labels: Tensor,
-    n_clusters: int,
-    ranks: Sequence[int],
-    affine: bool,
-) -> Tensor:
-    """Better labels to start from: two steps at each of the ascending `ranks`, all below the final one.
-
-    Low-rank subspaces discriminate between rows that high-rank ones serve equally well, so the alternation settles
-    the large structure first. On real tables this lowers the final cost more than further restarts do
-    (scripts/bench_solver.py prints both).
-    """
-    for rank in ranks:
-        for _ in range(2):
-            subspaces = fit_subspaces(table, weights, labels, n_clusters, rank, affine)
-            labels, _ = assign_rows(table, norms, subspaces)
-    return labels
-
-
 def alternate(
-    table: Tensor,
-    norms: Tensor,
-    weights: Tensor | None,
-    labels: Tensor,
-    n_clusters: int,
+    rows: Rows,
+    start: Tensor,
     rank: int,
     affine: bool,
     max_iter: int,
     tol: float,
+    generator: torch.Generator,
     on_step: OnStep,
-) -> Fit:
-    """Full steps (fit subspaces, reassign rows) until no row moves, the cost falls by less than `tol`, or `max_iter`.
+) -> tuple[Moments, Subspaces, list[float]]:
+    """Climb from low-rank subspaces to full rank, and alternate there until it no longer pays.
 
-    Ends with one exact fit in float64 and a last assignment, so that the labels match the bases that are returned.
+    Args:
+        rows: n rows.
+        start: (k, r, d) orthonormal bases, r at most `rank`.
+        rank: j, of the result.
+        affine: whether the subspaces get means.
+        max_iter: most steps at full rank.
+        tol: stop when a look at all subspaces lowers the cost by no more than this fraction of it.
+        generator: of directions to complete the bases with.
+        on_step: told of every step at full rank.
+
+    Returns:
+        the moments, with the labels; the subspaces; and the cost after each step at full rank.
     """
-    distances = norms
+    k, level, _ = start.shape
+    moments = Moments(rows, assign_rows(rows, Subspaces.of(start)).labels, k, affine)
+    subspaces = Subspaces.of(start, moments.means())
+    while level < rank:
+        # Twice the directions in use, so that the next level finds good ones.
+        subspaces = extended(moments, subspaces, min(2 * level, rank), generator)
+        subspaces, _ = descend(moments, subspaces.truncated(level), _CLIMBING_STEPS, _CLIMBING_TOL)
+        level *= 2
+    subspaces, history = descend(moments, Subspaces.of(subspaces.bases, subspaces.means), max_iter, tol, on_step)
+    return moments, subspaces, history
+
+
+def extended(moments: Moments, subspaces: Subspaces, size: int, generator: torch.Generator) -> Subspaces:
+    """The bases with further directions, random ones at first, up to `size` of them."""
+    k, given, d = subspaces.bases.shape
+    more = torch.randn(k, size - given, d, dtype=subspaces.bases.dtype, generator=generator)
+    bases = orthonormal_rows(torch.cat([subspaces.bases, more.to(subspaces.bases.device)], 1))
+    subspaces = Subspaces.of(bases, subspaces.means)
+    for _ in range(2):
+        subspaces, _, _ = moments.improve(subspaces)
+    return subspaces
+
+
+def descend(
+    moments: Moments, subspaces: Subspaces, max_iter: int, tol: float, on_step: OnStep = lambda step, cost: None
+) -> tuple[Subspaces, list[float]]:
+    """Alternate between labels, which `moments` holds, and subspaces of fixed ranks.
+
+    Returns:
+        the subspaces, one step better than those of the last cost; and the cost after each step.
+    """
+    rows = moments.rows
     history: list[float] = []
-    capacity = rank + 1 if affine else rank
+    contenders: Tensor | None = None  # of the rows, once all subspaces were looked at
     while len(history) < max_iter:
-        labels = fill_spare_clusters(labels, distances, norms, weights, n_clusters, capacity)
-        subspaces = fit_subspaces(table, weights, labels, n_clusters, rank, affine)
-        before = labels
-        labels, distances = assign_rows(table, norms, subspaces)
-        history.append(total_cost(distances, weights))
-        on_step(len(history), history[-1])
-        if torch.equal(before, labels):
+        complete = contenders is None
+        if contenders is None:
+            look = assign_rows(rows, subspaces)
+            labels, contenders = look.labels, _contenders(rows, look.gaps)
+        else:
+            labels = assign_contested_rows(rows, subspaces, moments.labels, contenders)
+        filled = fill_spare_clusters(rows, subspaces, labels)
+        moments.move(filled)
+        if filled is not labels:  # to these rows the old bases mean nothing, nor did they contend
+            subspaces, _, _ = moments.improve(subspaces)
+            contenders = None
+        subspaces, _, cost = moments.improve(subspaces)
+        history.append(cost)
+        on_step(len(history), cost)
+        fall = 1.0 if len(history) == 1 else 1 - cost / max(history[-2], 1e-300)
+        if complete and fall <= tol:
             break
-        if len(history) > 1 and history[-2] - history[-1] <= tol * history[-2]:
-            break
-    subspaces = fit_subspaces(table, weights, labels, n_clusters, rank, affine, exact=True)
-    labels, _ = assign_rows(table, norms, subspaces)
-    return describe(table, weights, labels, subspaces, history)
+        if fall <= tol:
+            contenders = None
+    return subspaces, history
 
 
-def describe(
-    table: Tensor, weights: Tensor | None, labels: Tensor, subspaces: Subspaces, cost_history: list[float]
-) -> Fit:
+def finish(rows: Rows, labels: Tensor, n_clusters: int, rank: int, affine: bool, history: list[float]) -> Fit:
+    """One exact fit to the labels, and a last assignment, so that the labels match it."""
+    subspaces, spectra = fit_subspaces(rows, labels, n_clusters, rank, affine)
+    return describe(rows, assign_rows(rows, subspaces).labels, subspaces, spectra, history)
+
+
+def describe(rows: Rows, labels: Tensor, subspaces: Subspaces, spectra: Tensor, history: list[float]) -> Fit:
     """The fit that `labels` and `subspaces` make, with its exact cost appended to the history."""
-    coefficients, residuals = project_rows(table, labels, subspaces)
-    inertia = total_cost(residuals, weights)
-    return Fit(labels, subspaces, coefficients, residuals, inertia, [*cost_history, inertia])
+    coefficients, residuals = project_rows(rows, labels, subspaces)
+    inertia = rows.weighted_sum(residuals)
+    return Fit(labels, subspaces, spectra, coefficients, residuals, inertia, [*history, inertia])
 
 
-def total_cost(distances: Tensor, weights: Tensor | None) -> float:
-    """Weighted sum of squared distances, summed in float64."""
-    exact = distances.double()
-    return float((exact if weights is None else exact * weights.double()).sum())
+def _contenders(rows: Rows, gaps: Tensor) -> Tensor:
+    """(n, k) which subspaces to look at until all are looked at again: those close to being a row's nearest.
+
+    How close is set by the share of pairs that this leaves. Rows with nothing but their nearest have none.
+    """
+    counts = rows.team.sum(torch.bincount(gaps.flatten().int(), minlength=GAP_LEVELS + 1))
+    counts[0] -= rows.total  # the nearest ones
+    within = counts.cumsum(0) <= _CONTESTED_SHARE * counts.sum()
+    contenders = gaps < within.sum()
+    contenders &= contenders.sum(1, keepdim=True) > 1
+    return contenders
 
 
-def fill_spare_clusters(
-    labels: Tensor,
-    distances: Tensor,
-    norms: Tensor,
-    weights: Tensor | None,
-    n_clusters: int,
-    capacity: int,
-) -> Tensor:
+def fill_spare_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Tensor:
     """Give the worst-served rows to clusters that have fewer rows than a subspace passes through exactly.
 
     A linear subspace of rank j passes through any j rows, an affine one through any j + 1: that is the `capacity`. A
     cluster filled up to it costs nothing, and the clusters the rows leave cannot get worse, so the cost never rises.
     Only rows of positive weight count. Empty clusters are the extreme case.
+
+    Returns:
+        (n,) new labels, or `labels` itself where nothing is to be done.
     """
-    counted = labels if weights is None else labels[weights > 0]
-    sizes = torch.bincount(counted, minlength=n_clusters)
+    capacity = torch.tensor(subspaces.ranks, device=rows.device) + (subspaces.means is not None)
+    counted = labels if rows.weights is None else labels[rows.weights > 0]
+    sizes = rows.team.sum(torch.bincount(counted, minlength=len(subspaces)))
     spare = (capacity - sizes).clamp(min=0)
     if not spare.any():
         return labels
-    importance = distances if weights is None else distances * weights.to(distances.dtype)
+    distances = project_rows(rows, labels, subspaces)[1]
+    importance = distances if rows.weights is None else distances * rows.weights
     # Rows that are already met up to rounding gain nothing, and rows of spare clusters stay where they are.
-    rounding = 1e-5 if distances.dtype == torch.float32 else 1e-12
-    candidates = (importance > 0) & (distances > rounding * norms) & (spare[labels] == 0)
-    rows = candidates.nonzero().squeeze(1)
-    rows = rows[importance[rows].argsort(descending=True, stable=True)]
+    rounding = 1e-5 if rows.dtype == torch.float32 else 1e-12
+    candidates = (importance > 0) & (distances > rounding * rows.norms) & (spare[labels] == 0)
+    everybody = rows.team.gather(torch.where(candidates, importance, 0))
+    wanted = int(spare.sum())
+    worst = everybody.argsort(descending=True, stable=True)[:wanted]
+    worst = worst[everybody[worst] > 0] - rows.first
+    takers = torch.arange(len(spare), device=spare.device).repeat_interleave(spare)[: len(worst)]
+    here = (worst >= 0) & (worst < len(rows))
+    if len(worst) == 0:
+        return labels
     labels = labels.clone()
-    start = 0
-    for cluster in spare.nonzero().squeeze(1).tolist():
-        taken = rows[start : start + int(spare[cluster])]
-        labels[taken] = cluster
-        start += len(taken)
+    labels[worst[here]] = takers[here]
     return labels

@@ -1,11 +1,9 @@
-"""Fitting subspaces to groups of rows, and rows to subspaces.
+"""Subspaces, the rows nearest to them, and orthonormal bases.
 
-Two identities make both steps plain matrix products (no null spaces, no singular value decomposition of the rows):
-
-* the squared distance of a row to a linear subspace is ``|x|^2 - |V x|^2`` for an orthonormal basis ``V``;
-* the best subspace of every rank at once comes from one eigendecomposition of the group's weighted Gram matrix.
-
-The table is read in blocks of rows, so it may stay in half precision, and no array of n x k x j ever exists.
+Distances need no null spaces: the squared distance of a row to a linear subspace is ``|x|^2 - |V x|^2`` for an
+orthonormal basis ``V``. With a mean, whose part outside the subspace is h, it is ``|x|^2 - (|V x|^2 + 2 x.h - |h|^2)``.
+What is subtracted is called here what the subspace explains of the row. So assigning rows is one matrix product, made
+block by block: no array of n x k x j ever exists.
 """
 
 from collections.abc import Iterator
@@ -14,54 +12,143 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of a fit stays
-# near that of the table; on a GPU it should be large enough to fill the chip.
-_BLOCK_BYTES_CPU = 4 * 2**20
-_BLOCK_BYTES_CUDA = 512 * 2**20
+from .rows import Rows, block_bytes
+
+# How close a cluster came to being a row's nearest, as a byte: 0 for the nearest, 255 for one that explains nothing of
+# the row where the nearest explains all. The square root keeps the resolution for the small gaps, which decide.
+GAP_LEVELS = 255
 
 
 @dataclass(frozen=True)
 class Subspaces:
-    """k subspaces of one rank j in d dimensions.
+    """k subspaces in d dimensions.
 
     Attributes:
-        bases: (k, j, d) orthonormal rows, strongest direction first.
+        bases: (k, j, d) orthonormal rows, strongest direction first; rows beyond a subspace's own rank are not used.
         means: (k, d) a point of each subspace, or None when all pass through the origin.
-        spectra: (k, d) float64; all eigenvalues of each group's weighted scatter, largest first. The squared error
-            of the group at any rank r is ``spectra[c, r:].sum()``.
+        ranks: the dimension of each.
     """
 
     bases: Tensor
     means: Tensor | None
-    spectra: Tensor
+    ranks: list[int]
+
+    @staticmethod
+    def of(bases: Tensor, means: Tensor | None = None) -> "Subspaces":
+        """Subspaces of one rank, that of `bases`."""
+        return Subspaces(bases, means, [bases.shape[1]] * len(bases))
+
+    def __len__(self) -> int:
+        return len(self.bases)
+
+    def basis(self, cluster: int) -> Tensor:
+        """(j, d) of one cluster, j its own rank."""
+        return self.bases[cluster, : self.ranks[cluster]]
+
+    def truncated(self, rank: int) -> "Subspaces":
+        """The strongest directions of each, at most `rank`."""
+        return Subspaces(self.bases, self.means, [min(rank, own) for own in self.ranks])
+
+    def normals(self) -> Tensor:
+        """(k, d) the part of each mean outside its subspace: the foot of the perpendicular from the origin."""
+        assert self.means is not None
+        return torch.stack([mean - (self.basis(c) @ mean) @ self.basis(c) for c, mean in enumerate(self.means)])
 
 
-def working_dtype(table: Tensor) -> torch.dtype:
-    """The dtype of all arithmetic on `table`: float64 for a float64 table, float32 for every other."""
-    return torch.float64 if table.dtype == torch.float64 else torch.float32
+@dataclass(frozen=True)
+class Assignment:
+    """The nearest subspace of every row.
 
-
-def row_blocks(table: Tensor, width: int, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-    """Yield ``(where, block)``: consecutive rows of `table`, or of ``table[rows]``, in the working dtype.
-
-    `width` is the number of columns of the caller's largest temporary; it sets the number of rows in a block.
+    Attributes:
+        labels: (n,) int64.
+        distances: (n,) squared distance to it.
+        gaps: (n, k) uint8, how much less of the row each other subspace explains, see `GAP_LEVELS`.
     """
-    dtype = working_dtype(table)
-    budget = _BLOCK_BYTES_CUDA if table.is_cuda else _BLOCK_BYTES_CPU
-    step = max(256, budget // (dtype.itemsize * max(width, table.shape[1])))
-    total = len(table) if rows is None else len(rows)
-    for start in range(0, total, step):
-        where = slice(start, min(start + step, total))
-        block = table[where] if rows is None else table[rows[where]]
-        yield where, block.to(dtype)
+
+    labels: Tensor
+    distances: Tensor
+    gaps: Tensor
 
 
-def squared_norms(table: Tensor) -> Tensor:
-    """(n,) squared length of every row, in the working dtype."""
-    norms = torch.empty(len(table), dtype=working_dtype(table), device=table.device)
-    for where, block in row_blocks(table, table.shape[1]):
-        norms[where] = block.square().sum(1)
-    return norms
+def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = None) -> Assignment:
+    """Look at every subspace for every row.
+
+    Args:
+        rows: n rows.
+        subspaces: k of them.
+        penalties: (k,) what choosing a subspace costs beside the squared distance.
+    """
+    k = len(subspaces)
+    stacked = torch.cat([subspaces.basis(cluster) for cluster in range(k)])  # (sum of ranks, d)
+    normals = None if subspaces.means is None else subspaces.normals()
+    labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    distances = torch.empty_like(rows.norms)
+    gaps = torch.empty(len(rows), k, dtype=torch.uint8, device=rows.device)
+    tiny = torch.finfo(rows.dtype).tiny
+    for where, block in rows.blocks(len(stacked)):
+        coordinates = block @ stacked.T
+        if len(set(subspaces.ranks)) == 1:
+            explained = torch.linalg.vector_norm(coordinates.view(len(block), k, -1), dim=-1).square()  # (rows, k)
+        else:
+            parts = coordinates.split(subspaces.ranks, 1)
+            explained = torch.stack([part.square().sum(1) for part in parts], 1)
+        if normals is not None:
+            explained += 2 * (block @ normals.T) - normals.square().sum(1)
+        worth = explained if penalties is None else explained - rows.per_weight(penalties, where)
+        best, nearest = worth.max(1)
+        labels[where] = nearest
+        distances[where] = rows.norms[where] - explained.gather(1, nearest.unsqueeze(1)).squeeze(1)
+        gap = (best.unsqueeze(1) - worth) / rows.norms[where].clamp(min=tiny).unsqueeze(1)
+        gaps[where] = (gap.clamp_(0, 1).sqrt_() * GAP_LEVELS).to(torch.uint8)
+    return Assignment(labels, distances.clamp_(min=0), gaps)
+
+
+def assign_contested_rows(rows: Rows, subspaces: Subspaces, labels: Tensor, contenders: Tensor) -> Tensor:
+    """(n,) labels where only some subspaces are looked at, one product with the rows of each.
+
+    Args:
+        rows, subspaces: as for `assign_rows`.
+        labels: (n,) labels so far; rows without contenders keep theirs.
+        contenders: (n, k) which subspaces to look at; a row's own is among them, or there are none.
+    """
+    labels = labels.clone()
+    best = torch.full_like(rows.norms, -torch.inf)
+    normals = None if subspaces.means is None else subspaces.normals()
+    for cluster in range(len(subspaces)):
+        basis, which = subspaces.basis(cluster), contenders[:, cluster].nonzero().squeeze(1)
+        for where, block in rows.blocks(len(basis), which):
+            worth = torch.linalg.vector_norm(block @ basis.T, dim=1).square()
+            if normals is not None:
+                worth += 2 * (block @ normals[cluster]) - normals[cluster].square().sum()
+            here = which[where]
+            better = worth > best[here]
+            best[here] = torch.where(better, worth, best[here])
+            labels[here] = torch.where(better, cluster, labels[here])
+    return labels
+
+
+def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
+    """Coordinates of every row in the basis of its own subspace, and what they leave out.
+
+    Returns:
+        coefficients (n, j), zero beyond a subspace's own rank, and squared residuals (n,); the residuals are taken from
+        the rebuilt rows, so that they stay accurate when they are small.
+    """
+    coefficients = torch.zeros(len(rows), subspaces.bases.shape[1], dtype=rows.dtype, device=rows.device)
+    residuals = torch.empty_like(rows.norms)
+    for cluster, members in enumerate(rows_by_cluster(labels, len(subspaces))):
+        basis = subspaces.basis(cluster)
+        for which, centred in centred_blocks(rows, members, subspaces.means, cluster):
+            inner = centred @ basis.T
+            coefficients[which, : len(basis)] = inner
+            residuals[which] = (centred - inner @ basis).square().sum(1)
+    return coefficients, residuals
+
+
+def centred_blocks(rows: Rows, members: Tensor, means: Tensor | None, cluster: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the numbers of some `members` of a cluster, and these rows less the cluster's mean, if there are means."""
+    for where, block in rows.blocks(rows.dim, members):
+        yield members[where], block if means is None else block - means[cluster].to(block.dtype)
 
 
 def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
@@ -71,122 +158,24 @@ def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
     return list(order.split(sizes))
 
 
-def fit_subspaces(
-    table: Tensor,
-    weights: Tensor | None,
-    labels: Tensor,
-    n_clusters: int,
-    rank: int,
-    affine: bool,
-    exact: bool = False,
-) -> Subspaces:
-    """The best subspace of each group of rows, by weighted squared error.
+def orthonormal_rows(matrices: Tensor) -> Tensor:
+    """(k, j, d) orthonormal rows that span, one after the other, what the rows of each matrix span.
 
-    Args:
-        table: (n, d).
-        weights: (n,) non-negative row weights, or None for ones.
-        labels: (n,) int64, the group of each row.
-        rank: j < d.
-        affine: also fit a mean to each group.
-        exact: form the Gram matrices in float64 throughout, not only their sums and eigenvectors.
+    By Cholesky factors in float64, which are mostly matrix products; what is too close to dependent for them goes to
+    Householder's method on the CPU. A matrix without full rank gets arbitrary directions to complete it.
     """
-    d = table.shape[1]
-    dtype = working_dtype(table)
-    bases = torch.empty(n_clusters, rank, d, dtype=dtype, device=table.device)
-    means = torch.zeros(n_clusters, d, dtype=dtype, device=table.device) if affine else None
-    spectra = torch.empty(n_clusters, d, dtype=torch.float64, device=table.device)
-    for cluster, rows in enumerate(rows_by_cluster(labels, n_clusters)):
-        gram = torch.zeros(d, d, dtype=torch.float64, device=table.device)
-        first_moment = torch.zeros(d, dtype=torch.float64, device=table.device)
-        mass = 0.0
-        for where, block in row_blocks(table, d, rows):
-            if exact:
-                block = block.double()
-            weighted = block
-            if weights is not None:
-                block_weights = weights[rows[where]].to(block.dtype)
-                weighted = block * block_weights.unsqueeze(1)
-                mass += block_weights.sum(dtype=torch.float64).item()
-            else:
-                mass += len(block)
-            gram += weighted.T @ block
-            if means is not None:
-                first_moment += weighted.sum(0, dtype=torch.float64)
-        if means is not None and mass > 0:
-            mean = first_moment / mass
-            gram -= mass * torch.outer(mean, mean)
-            means[cluster] = mean
-        values, vectors = _eigenvectors(gram)
-        bases[cluster] = vectors[:, d - rank :].flip(1).T
-        spectra[cluster] = values.flip(0).clamp_(min=0)
-    return Subspaces(bases, means, spectra)
-
-
-def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues and orthonormal eigenvectors of a symmetric float64 matrix.
-
-    GPU eigensolvers have, in rare cases, failed or returned vectors that are not orthonormal; those go to the CPU.
-    """
-    if gram.is_cuda:
-        try:
-            values, vectors = torch.linalg.eigh(gram)
-            identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            if (vectors.T @ vectors - identity).abs().max() < 1e-9:
-                return values, vectors
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            pass
-        values, vectors = torch.linalg.eigh(gram.cpu())
-        return values.to(gram.device), vectors.to(gram.device)
-    return torch.linalg.eigh(gram)
-
-
-def assign_rows(table: Tensor, norms: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
-    """The nearest subspace of every row.
-
-    Args:
-        table: (n, d).
-        norms: (n,) squared row lengths, see `squared_norms`.
-
-    Returns:
-        labels (n,) int64 and the squared distances (n,) to those subspaces, in the working dtype.
-    """
-    k, j, _ = subspaces.bases.shape
-    stacked = subspaces.bases.flatten(0, 1)  # (k*j, d)
-    means = subspaces.means
-    if means is not None:
-        mean_coordinates = torch.einsum("kjd,kd->kj", subspaces.bases, means)
-        mean_norms = means.square().sum(1)
-    labels = torch.empty(len(table), dtype=torch.int64, device=table.device)
-    distances = torch.empty(len(table), dtype=norms.dtype, device=table.device)
-    for where, block in row_blocks(table, k * j):
-        coordinates = (block @ stacked.T).view(-1, k, j)
-        inside = torch.zeros((), dtype=block.dtype, device=block.device)
-        if means is not None:
-            coordinates -= mean_coordinates
-            inside = 2 * (block @ means.T) - mean_norms  # |x|^2 - |x - m|^2, (rows, k)
-        inside = inside + torch.linalg.vector_norm(coordinates, dim=-1).square()
-        best, labels[where] = inside.max(1)
-        distances[where] = norms[where] - best
-    return labels, distances.clamp_(min=0)
-
-
-def project_rows(table: Tensor, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
-    """Coordinates of every row in the basis of its own cluster, and what they leave out.
-
-    Returns:
-        coefficients (n, j) and squared residuals (n,), both in the working dtype; the residuals are taken from the
-        rebuilt rows, so that they stay accurate when they are small.
-    """
-    k, j, d = subspaces.bases.shape
-    dtype = working_dtype(table)
-    coefficients = torch.empty(len(table), j, dtype=dtype, device=table.device)
-    residuals = torch.empty(len(table), dtype=dtype, device=table.device)
-    for cluster, rows in enumerate(rows_by_cluster(labels, k)):
-        basis = subspaces.bases[cluster]
-        for where, block in row_blocks(table, d, rows):
-            if subspaces.means is not None:
-                block = block - subspaces.means[cluster]
-            inner = block @ basis.T
-            coefficients[rows[where]] = inner
-            residuals[rows[where]] = (block - inner @ basis).square().sum(1)
-    return coefficients, residuals
+    bases = torch.empty_like(matrices)
+    at_once = max(1, block_bytes(matrices.device) // (8 * matrices[0].numel()))
+    for part, out in zip(matrices.split(at_once), bases.split(at_once), strict=True):
+        exact = part.double()
+        exact /= exact.norm(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float64).tiny)
+        factors, failed = torch.linalg.cholesky_ex(exact @ exact.mT)
+        found = torch.linalg.solve_triangular(factors, exact, upper=False)
+        identity = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
+        good = (failed == 0) & ((found @ found.mT - identity).abs().amax((1, 2)) < 1e-8)  # NaN compares as false
+        for cluster in (~good).nonzero().squeeze(1).tolist():
+            # The hint of the identity decides what rounding would decide: the directions that are missing.
+            hinted = exact[cluster] + 1e-8 * torch.eye(*exact.shape[1:], dtype=exact.dtype, device=exact.device)
+            found[cluster] = torch.linalg.qr(hinted.T.cpu())[0].T.to(found.device)
+        out.copy_(found)
+    return bases

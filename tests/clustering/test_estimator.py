@@ -1,9 +1,12 @@
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from projclust import ProjclustError, ProjectiveClustering
@@ -210,3 +213,92 @@ def test_refuses_use_before_fit_and_other_widths() -> None:
         fitted.predict(torch.zeros(5, 9))
     with pytest.raises(ProjclustError, match="two dimensions"):
         fitted.fit(torch.zeros(5))
+
+
+def parameters(fitted: ProjectiveClustering) -> int:
+    """What the ranks of a fit store: coefficients of every row and a basis of every cluster."""
+    sizes = torch.bincount(fitted.labels_, minlength=len(fitted.ranks_)).tolist()
+    d = fitted.components_.shape[2]
+    return sum(rank * (size + d) for rank, size in zip(fitted.ranks_, sizes, strict=True))
+
+
+def flat_and_round(seed: int = 0) -> Tensor:
+    """Rows near a plane, and rows that fill 18 dimensions: what a direction is worth differs between the two."""
+    generator = torch.Generator().manual_seed(seed)
+    plane = 4 * torch.randn(400, 2, generator=generator) @ torch.randn(2, 24, generator=generator)
+    space = torch.randn(400, 18, generator=generator) @ torch.randn(18, 24, generator=generator)
+    return torch.cat([plane, space]) + 0.05 * torch.randn(800, 24, generator=generator)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_unequal_ranks_spend_no_more_and_save(weighted: bool, affine: bool) -> None:
+    rows = flat_and_round()
+    weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(0)) if weighted else None
+    equal, fitted = (
+        ProjectiveClustering(3, 6, affine=affine, ranks=ranks).fit(rows, weights) for ranks in ("equal", "adaptive")
+    )
+    assert equal.ranks_ == [6] * 3 != fitted.ranks_
+    assert parameters(fitted) <= parameters(equal)
+    assert fitted.inertia_ < 0.8 * equal.inertia_
+    history = fitted.cost_history_
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(history))
+    # Beyond its rank a cluster has neither directions nor coefficients, so the rest of the interface needs no ranks.
+    for cluster, rank in enumerate(fitted.ranks_):
+        assert not fitted.components_[cluster, rank:].any()
+        assert not fitted.coefficients_[fitted.labels_ == cluster, rank:].any()
+    rebuilt = fitted.inverse_transform(fitted.coefficients_, fitted.labels_)
+    assert torch.allclose((rebuilt - rows).square().sum(1), fitted.residuals_, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(fitted.transform(rows, fitted.labels_), fitted.coefficients_, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["projective", "svd"])
+def test_far_rows_do_not_dominate_robust_losses(method: str) -> None:
+    # Two lines and a few far rows: least squares turns towards those, absolute and Huber errors do not.
+    k = 2 if method == "projective" else 1
+    rows, _ = union_of_subspaces(k, 1, n=300, d=5)
+    rows = rows + 0.01 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1), dtype=rows.dtype)
+    far = 30 * torch.randn(8, 5, generator=torch.Generator().manual_seed(2), dtype=rows.dtype)
+    everything = torch.cat([rows, far])
+    close = {}
+    for loss in ("l2", "l1", "huber"):
+        fitted = ProjectiveClustering(k, 1, method=method, loss=loss, max_iter=300, tol=1e-7).fit(everything)
+        close[loss] = float(fitted.residuals_[:300].sum())
+        history = fitted.cost_history_
+        assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(history))
+        assert history[-1] == fitted.inertia_
+    assert max(close["l1"], close["huber"]) < 0.1 * close["l2"]
+
+
+def test_losses_by_hand() -> None:
+    # One line through the origin along x, rows at distances 0, 1, 2, 4 from it; their median (the lower one) is 1.
+    rows = torch.tensor([[50.0, 0.0], [50.0, 1.0], [50.0, -2.0], [50.0, 1.0]], dtype=torch.float64)
+    rows = torch.cat([rows, rows * torch.tensor([1.0, -1.0])])  # symmetric, so that the best line is the axis
+    for loss, expected in (("l2", 12.0), ("l1", 8.0), ("huber", 2 * (0 + 1 + 3 + 1))):
+        fitted = ProjectiveClustering(1, 1, method="svd", loss=loss, tol=0.0).fit(rows)
+        assert fitted.components_[0, 0].abs().tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+        assert fitted.inertia_ == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "l3"}, "unknown option"),
+        ({"ranks": "some"}, "unknown option"),
+        ({"method": "random", "loss": "l1"}, "must be l2"),
+        ({"ranks": "adaptive", "n_clusters": 1}, "several subspaces"),
+        ({"ranks": "adaptive", "method": "random"}, "several subspaces"),
+        ({"ranks": "adaptive", "loss": "huber"}, "use loss l2"),
+    ],
+)
+def test_refuses_options_that_do_not_go_together(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ProjclustError, match=message):
+        ProjectiveClustering(**{"rank": 4, **options}).fit(table())  # type: ignore[arg-type]
+
+
+def test_a_memory_map_in_half_precision_is_read_as_it_is(tmp_path: Path) -> None:
+    save_file({"table": table(n=2000).half()}, tmp_path / "table.safetensors")
+    with safe_open(tmp_path / "table.safetensors", framework="pt") as file:
+        mapped = file.get_tensor("table")
+    fitted = ProjectiveClustering(4, 6).fit(mapped)
+    assert fitted.inertia_ == ProjectiveClustering(4, 6).fit(mapped.float()).inertia_

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from projclust.clustering.seeding import Init, first_labels, random_partition
-from projclust.clustering.subspaces import squared_norms
+from projclust.clustering.rows import Rows
+from projclust.clustering.seeding import Init, first_labels, random_partition, scout
 
 
 def test_random_partition_is_equal_and_complete() -> None:
-    labels = random_partition(103, 4, torch.Generator().manual_seed(0))
+    labels = random_partition(Rows.of(torch.zeros(103, 2)), 4, torch.Generator().manual_seed(0))
     assert sorted(torch.bincount(labels).tolist()) == [25, 26, 26, 26]
 
 
@@ -16,18 +16,18 @@ def test_spherical_kmeans_separates_directions_whatever_the_lengths() -> None:
     truth = torch.arange(300) % 3
     lengths = torch.rand(300, 1, generator=generator) * 100 + 0.01
     rows = lengths * (directions[truth] + 0.02 * torch.randn(300, 20, generator=generator))
-    labels = first_labels(Init.SPHERICAL, rows, squared_norms(rows), None, 3, 1, generator)
-    for cluster in range(3):
-        assert len(labels[truth == cluster].unique()) == 1
-    assert len(labels.unique()) == 3
+    for labels in first_labels(Init.SPHERICAL, Rows.of(rows), 3, 4, 1, generator):
+        for cluster in range(3):
+            assert len(labels[truth == cluster].unique()) == 1
+        assert len(labels.unique()) == 3
 
 
 @pytest.mark.parametrize("init", list(Init))
 def test_labels_are_valid_for_rows_of_zeros_and_duplicates(init: Init) -> None:
     rows = torch.zeros(50, 6)
     rows[:20] = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, 0.0])
-    labels = first_labels(init, rows, squared_norms(rows), None, 3, 2, torch.Generator().manual_seed(0))
-    assert labels.shape == (50,)
+    labels = first_labels(init, Rows.of(rows), 3, 2, 2, torch.Generator().manual_seed(0))
+    assert labels.shape == (2, 50)
     assert int(labels.min()) >= 0
     assert int(labels.max()) < 3
 
@@ -36,7 +36,21 @@ def test_labels_are_valid_for_rows_of_zeros_and_duplicates(init: Init) -> None:
 def test_same_seed_same_labels(init: Init) -> None:
     rows = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
     weights = torch.rand(200, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    draws = [
-        first_labels(init, rows, squared_norms(rows), weights, 4, 2, torch.Generator().manual_seed(5)) for _ in range(2)
-    ]
+    draws = [first_labels(init, Rows.of(rows, weights), 4, 3, 2, torch.Generator().manual_seed(5)) for _ in range(2)]
     assert torch.equal(*draws)
+    assert not torch.equal(draws[0][0], draws[0][1])  # every start is another one
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_scouting_finds_the_lines_that_are_there_and_says_what_they_cost(weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lines = torch.nn.functional.normalize(torch.randn(3, 12, generator=generator, dtype=torch.float64), dim=1)
+    truth = torch.arange(600) % 3
+    table = torch.randn(600, 1, generator=generator, dtype=torch.float64) * lines[truth]
+    weights = torch.rand(600, generator=generator, dtype=torch.float64) if weighted else None
+    rows = Rows.of(table, weights)
+    starts = torch.stack([truth, (truth + (torch.rand(600, generator=generator) < 0.2)) % 3])
+    bases, costs = scout(rows, starts, 3, [1], generator)
+    assert bases.shape == (2, 3, 1, 12)
+    assert costs.max() < 1e-9 * float((table.square().sum(1) * (1 if weights is None else weights)).sum())
+    assert torch.allclose((bases[0, :, 0] @ lines.T).abs().diagonal(), torch.ones(3, dtype=torch.float64))

@@ -1,44 +1,113 @@
+from itertools import pairwise
+
+import pytest
 import torch
 
-from projclust.clustering.solver import fill_spare_clusters
-from projclust.clustering.subspaces import assign_rows, fit_subspaces, squared_norms
+from projclust.clustering.moments import Moments, fit_subspaces
+from projclust.clustering.rows import Rows
+from projclust.clustering.solver import descend, fill_spare_clusters
+from projclust.clustering.subspaces import Subspaces, assign_rows, orthonormal_rows
+
+
+def flat(d: int, k: int, rank: int) -> Subspaces:
+    """k times the subspace of the first axes: the last coordinates are the distance."""
+    return Subspaces.of(torch.eye(d)[:rank].expand(k, rank, d))
+
+
+def rows_at(distances: list[float], weights: list[float] | None = None) -> Rows:
+    """Rows in three dimensions at these squared distances from the plane of the first two axes."""
+    table = torch.zeros(len(distances), 3)
+    table[:, 0] = 3.0
+    table[:, 2] = torch.tensor(distances).sqrt()
+    return Rows.of(table, None if weights is None else torch.tensor(weights))
 
 
 def test_an_empty_cluster_takes_the_worst_served_rows() -> None:
     labels = torch.zeros(6, dtype=torch.int64)
-    distances = torch.tensor([0.0, 5.0, 1.0, 9.0, 0.5, 2.0])
-    filled = fill_spare_clusters(labels, distances, torch.full((6,), 10.0), None, n_clusters=2, capacity=2)
+    filled = fill_spare_clusters(rows_at([0.0, 5.0, 1.0, 9.0, 0.5, 2.0]), flat(3, 2, 2), labels)
     assert filled.tolist() == [0, 1, 0, 1, 0, 0]
     assert labels.tolist() == [0] * 6  # the argument is left alone
 
 
 def test_weights_decide_who_is_served_worst_and_who_counts() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1])
-    distances = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0])
-    weights = torch.tensor([1.0, 2.0, 1.0, 0.0, 1.0])  # cluster 1 has one row that counts
-    filled = fill_spare_clusters(labels, distances, torch.full((5,), 10.0), weights, n_clusters=2, capacity=2)
-    assert filled.tolist() == [0, 1, 0, 1, 1]  # 2 x 3 is worse than 1 x 4
+    # Cluster 1 has one row that counts.
+    rows = rows_at([4.0, 3.0, 2.0, 1.0, 1.0], weights=[1.0, 2.0, 1.0, 0.0, 1.0])
+    assert fill_spare_clusters(rows, flat(3, 2, 2), labels).tolist() == [0, 1, 0, 1, 1]  # 2 x 3 is worse than 1 x 4
 
 
 def test_full_clusters_and_exact_rows_stay() -> None:
     labels = torch.tensor([0, 0, 1, 1])
-    untouched = fill_spare_clusters(labels, torch.ones(4), torch.ones(4), None, n_clusters=2, capacity=2)
-    assert torch.equal(untouched, labels)
-    exact = fill_spare_clusters(torch.zeros(4, dtype=torch.int64), torch.zeros(4), torch.ones(4), None, 2, 2)
-    assert exact.tolist() == [0, 0, 0, 0]
+    assert fill_spare_clusters(rows_at([1.0] * 4), flat(3, 2, 2), labels) is labels
+    exact = torch.zeros(4, dtype=torch.int64)
+    assert fill_spare_clusters(rows_at([0.0] * 4), flat(3, 2, 2), exact).tolist() == [0, 0, 0, 0]
 
 
 def test_filling_never_raises_the_cost() -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(60, 8, generator=generator, dtype=torch.float64)
-        norms = squared_norms(rows)
+        rows = Rows.of(torch.randn(60, 8, generator=generator, dtype=torch.float64))
         labels = torch.randint(0, 3, (60,), generator=generator)
         labels[labels == 2] = 0
         labels[:2] = 2  # cluster 2 has two rows, fewer than its rank
         for affine in (False, True):
-            before = fit_subspaces(rows, None, labels, 3, 4, affine)
-            assigned, distances = assign_rows(rows, norms, before)
-            filled = fill_spare_clusters(assigned, distances, norms, None, 3, 5 if affine else 4)
-            after = fit_subspaces(rows, None, filled, 3, 4, affine).spectra[:, 4:].sum()
-            assert after <= distances.sum() * (1 + 1e-9)
+            before, _ = fit_subspaces(rows, labels, 3, 4, affine)
+            assigned = assign_rows(rows, before)
+            filled = fill_spare_clusters(rows, before, assigned.labels)
+            after = fit_subspaces(rows, filled, 3, 4, affine)[1][:, 4:].sum()
+            assert after <= assigned.distances.sum() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("keep_grams", [False, True])
+def test_moments_follow_the_rows_that_move(keep_grams: bool, affine: bool, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(900, 6, generator=generator, dtype=torch.float64) + 0.5
+    rows = Rows.of(table, torch.rand(900, generator=generator) if weighted else None)
+    subspaces = Subspaces.of(orthonormal_rows(torch.randn(3, 2, 6, generator=generator, dtype=torch.float64)))
+    first, second = (torch.randint(0, 3, (900,), generator=generator) for _ in range(2))
+    moved = Moments(rows, first, 3, affine, keep_grams)
+    moved.move(second)
+    assert (moved.grams is not None) == keep_grams
+    (bases, energies, cost), (same_bases, same_energies, same_cost) = (
+        moments.improve(subspaces) for moments in (moved, Moments(rows, second, 3, affine, keep_grams))
+    )
+    assert torch.allclose(bases.bases, same_bases.bases)
+    assert torch.allclose(energies, same_energies)
+    assert cost == pytest.approx(same_cost)
+    # The cost of the given bases, with the best means, straight from the rows.
+    weights = torch.ones(900, dtype=torch.float64) if rows.weights is None else rows.weights
+    direct = 0.0
+    for cluster in range(3):
+        own, mass = table[second == cluster], weights[second == cluster].unsqueeze(1)
+        centred = own - (mass * own).sum(0) / mass.sum() if affine else own
+        basis = subspaces.bases[cluster]
+        direct += float((mass * (centred - centred @ basis.T @ basis).square()).sum())
+    assert cost == pytest.approx(direct)
+
+
+def test_one_step_of_iteration_never_raises_the_cost_and_many_reach_the_best() -> None:
+    rows = Rows.of(torch.randn(400, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    labels = torch.arange(400) % 2
+    moments = Moments(rows, labels, 2, affine=False)
+    subspaces = Subspaces.of(orthonormal_rows(torch.randn(2, 3, 10, dtype=torch.float64, generator=torch.Generator())))
+    costs = []
+    for _ in range(300):
+        subspaces, _, cost = moments.improve(subspaces)
+        costs.append(cost)
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(costs))
+    assert costs[-1] == pytest.approx(float(fit_subspaces(rows, labels, 2, 3)[1][:, 3:].sum()), rel=1e-6)
+
+
+def test_the_last_step_looked_at_everything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows.of(torch.randn(2000, 12, generator=generator) @ torch.diag(0.8 ** torch.arange(12.0)))
+    moments = Moments(rows, torch.randint(0, 5, (2000,), generator=generator), 5, affine=False)
+    start = Subspaces.of(orthonormal_rows(torch.randn(5, 4, 12, generator=generator)))
+    subspaces, history = descend(moments, start, max_iter=500, tol=0.0)
+    assert len(history) < 500
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(history))
+    # One more look at all subspaces for all rows finds next to nothing: it did not stop on the contested rows alone.
+    look = assign_rows(rows, subspaces)
+    assert float(look.distances.double().sum()) >= history[-1] * (1 - 1e-3)

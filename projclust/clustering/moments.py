@@ -1,0 +1,183 @@
+"""What fitting subspaces needs to know of the rows: mass, mean and scatter of every cluster."""
+
+import torch
+from torch import Tensor
+
+from .rows import Rows
+from .subspaces import Subspaces, centred_blocks, orthonormal_rows, rows_by_cluster
+
+# Gram matrices are kept while all of them take at most this share of the table's bytes. Beyond it the clusters have so
+# few rows, for their width, that multiplying with the rows themselves costs no more.
+_LARGEST_SHARE = 0.5
+
+
+class Moments:
+    """Moments of every cluster's rows, of all processes, which follow the rows as they move between clusters.
+
+    Sums are float64, of products in the working dtype. The Gram matrix of a cluster is changed by the rows that came
+    and went, not made anew: after a few steps only one row in a hundred moves.
+
+    Args:
+        rows: this process's rows.
+        labels: (n,) int64, the cluster of each.
+        n_clusters: k.
+        affine: whether the subspaces have means.
+        keep_grams: False where the weights of `rows` are for one step only, so that keeping anything does not pay.
+    """
+
+    def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
+        d, k = rows.dim, n_clusters
+        self.rows, self.labels, self.n_clusters = rows, labels, n_clusters
+        # First moments and Gram matrices, (k, d) and (k, d, d); None where there are no means, or is no room.
+        self.firsts = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None
+        room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
+        keep_grams = keep_grams and 8 * k * d * d <= room
+        self.grams = rows.norms.new_zeros(k, d, d, dtype=torch.float64) if keep_grams else None
+        self._add(torch.arange(len(rows), device=rows.device), [(labels, 1)])
+
+    def move(self, labels: Tensor) -> None:
+        """Take over new labels."""
+        moved = (labels != self.labels).nonzero().squeeze(1)
+        self._add(moved, [(labels, 1), (self.labels, -1)])
+        self.labels = labels
+
+    def _add(self, which: Tensor, signed_labels: list[tuple[Tensor, int]]) -> None:
+        """Add the rows `which` of every process to, or take them from, the clusters that labels say."""
+        for sums in (self.firsts, self.grams):
+            if sums is None:
+                continue
+            team = self.rows.team
+            change = sums if team.size == 1 else torch.zeros_like(sums)
+            for labels, sign in signed_labels:
+                for cluster, members in enumerate(rows_by_cluster(labels[which], self.n_clusters)):
+                    for where, block in self.rows.blocks(self.rows.dim, which[members]):
+                        weighted = self.rows.weighted(block, which[members[where]])
+                        term = weighted.sum(0, dtype=torch.float64) if sums.dim() == 2 else weighted.T @ block
+                        change[cluster].add_(term, alpha=sign)
+            if change is not sums:
+                sums += team.sum(change)
+
+    def masses(self) -> Tensor:
+        """(k,) float64 sum of the weights in each cluster."""
+        return self._sums(torch.ones_like(self.rows.norms))
+
+    def means(self) -> Tensor | None:
+        """(k, d) float64 mean of each cluster, zero for one without mass; None for linear subspaces."""
+        if self.firsts is None:
+            return None
+        masses = self.masses()
+        return torch.where(masses > 0, 1 / masses, 0).unsqueeze(1) * self.firsts
+
+    def improve(self, subspaces: Subspaces) -> tuple[Subspaces, Tensor, float]:
+        """One step of orthogonal iteration on every cluster's scatter S: the rows of ``V S``, made orthonormal.
+
+        It never raises the cost of the clusters as they are, costs a fraction of an eigendecomposition, and converges
+        for every leading part of the basis at once.
+
+        Returns:
+            better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of the
+            *given* bases captures; and the cost of the given bases with these means and labels.
+        """
+        means, masses = self.means(), self.masses()
+        totals = self._sums(self.rows.norms)  # of what is to be captured: sum of w |x - mean|^2
+        if means is not None:
+            totals -= masses * means.square().sum(1)
+        products = self._products(subspaces.bases, means)
+        team = self.rows.team
+        mine = team.share(self.n_clusters)
+        energies = torch.zeros(subspaces.bases.shape[:2], dtype=torch.float64, device=self.rows.device)
+        energies[mine] = (subspaces.bases[mine] * products[mine]).sum(2, dtype=torch.float64)
+        bases = torch.zeros_like(subspaces.bases)
+        bases[mine] = orthonormal_rows(products[mine])
+        team.sum(energies)
+        team.sum(bases)
+        captured = sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(subspaces.ranks))
+        cost = max(float(totals.sum() - captured), 0.0)
+        means = None if means is None else means.to(bases.dtype)
+        return Subspaces(bases, means, subspaces.ranks), energies, cost
+
+    def _products(self, bases: Tensor, means: Tensor | None) -> Tensor:
+        """(k, j, d) each basis times its cluster's scatter; of this process's share of the clusters."""
+        products = torch.zeros_like(bases)
+        team = self.rows.team
+        if self.grams is not None:
+            masses = self.masses()
+            for cluster in range(*team.share(self.n_clusters).indices(self.n_clusters)):
+                scatter = self.grams[cluster]
+                if means is not None:
+                    scatter = scatter - masses[cluster] * torch.outer(means[cluster], means[cluster])
+                products[cluster] = bases[cluster] @ scatter.to(bases.dtype)
+            return products
+        for cluster, members in enumerate(rows_by_cluster(self.labels, self.n_clusters)):
+            for which, centred in centred_blocks(self.rows, members, means, cluster):
+                products[cluster] += self.rows.weighted(centred @ bases[cluster].T, which).T @ centred
+        return team.sum(products)
+
+    def _sums(self, values: Tensor) -> Tensor:
+        """(k,) float64 weighted sum of (n,) values over each cluster."""
+        members = rows_by_cluster(self.labels, self.n_clusters)
+        weighted = values.double() if self.rows.weights is None else values.double() * self.rows.weights
+        return self.rows.team.sum(torch.stack([weighted[rows].sum() for rows in members]))
+
+
+def fit_subspaces(
+    rows: Rows, labels: Tensor, n_clusters: int, rank: int, affine: bool = False
+) -> tuple[Subspaces, Tensor]:
+    """The best subspace of each group of rows, by weighted squared error, exactly: float64 from the rows on.
+
+    Args:
+        rows: n rows.
+        labels: (n,) int64, the group of each.
+        rank: of all subspaces.
+        affine: also fit a mean to each group.
+
+    Returns:
+        the subspaces and their spectra (k, d) float64: all eigenvalues of each group's scatter, largest first. The
+        squared error of a group at any rank r is ``spectra[c, r:].sum()``.
+    """
+    d, team = rows.dim, rows.team
+    bases = torch.zeros(n_clusters, rank, d, dtype=rows.dtype, device=rows.device)
+    spectra = torch.zeros(n_clusters, d, dtype=torch.float64, device=rows.device)
+    means = torch.zeros(n_clusters, d, dtype=torch.float64, device=rows.device) if affine else None
+    # One Gram matrix at a time in each process, so that many clusters need no more memory than one.
+    for first in range(0, n_clusters, team.size):
+        for cluster in range(first, min(first + team.size, n_clusters)):
+            members = (labels == cluster).nonzero().squeeze(1)
+            gram = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
+            moment = torch.zeros(d + 1, dtype=torch.float64, device=rows.device)  # sum of w x, and of w
+            for where, block in rows.blocks(d, members):
+                block = block.double()
+                weighted = rows.weighted(block, members[where])
+                gram += weighted.T @ block
+                moment[:d] += weighted.sum(0)
+            moment[d] = len(members) if rows.weights is None else rows.weights[members].sum(dtype=torch.float64)
+            team.sum(gram)
+            if means is not None and team.sum(moment)[d] > 0:
+                means[cluster] = moment[:d] / moment[d]
+                gram -= moment[d] * torch.outer(means[cluster], means[cluster])
+            if cluster - first == team.rank:
+                own = gram
+        if first + team.rank < n_clusters:
+            values, vectors = _eigenvectors(own)
+            bases[first + team.rank] = vectors[:, d - rank :].flip(1).T
+            spectra[first + team.rank] = values.flip(0).clamp_(min=0)
+    team.sum(spectra)
+    return Subspaces.of(team.sum(bases), None if means is None else means.to(rows.dtype)), spectra
+
+
+def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues and orthonormal eigenvectors of a symmetric float64 matrix.
+
+    GPU eigensolvers have, in rare cases, failed or returned vectors that are not orthonormal; those go to the CPU.
+    """
+    if gram.is_cuda:
+        try:
+            values, vectors = torch.linalg.eigh(gram)
+            identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+            if (vectors.T @ vectors - identity).abs().max() < 1e-9:
+                return values, vectors
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            pass
+        values, vectors = torch.linalg.eigh(gram.cpu())
+        return values.to(gram.device), vectors.to(gram.device)
+    return torch.linalg.eigh(gram)

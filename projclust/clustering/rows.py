@@ -1,0 +1,161 @@
+"""The rows of a matrix as the solver reads them: block by block, from wherever they are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .processes import Team
+
+# The largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of a fit stays
+# near that of the table; a GPU should be filled, but for what else lives in its memory.
+_BLOCK_BYTES_CPU = 4 * 2**20
+_BLOCK_BYTES_CUDA = 512 * 2**20
+_FEWEST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This process's rows of a matrix, with what is known of each.
+
+    Attributes:
+        table: (n, d) of any float dtype; it may be a memory map, and on another device than the arithmetic.
+        norms: (n,) squared length of every row.
+        weights: (n,) row weights, or None for ones.
+        team: the processes that hold the other rows.
+        total: number of rows of all processes.
+        first: this process's first row among them.
+    """
+
+    table: Tensor
+    norms: Tensor
+    weights: Tensor | None
+    team: Team
+    total: int
+    first: int
+
+    @staticmethod
+    def of(
+        table: Tensor, weights: Tensor | None = None, device: torch.device | None = None, team: Team | None = None
+    ) -> "Rows":
+        """This process's share of the rows of `table`, for arithmetic on `device` (default: where the table is).
+
+        Args:
+            table: (total, d), the same in every process.
+            weights: (total,) row weights, or None.
+            device: where to compute; a table that is elsewhere is moved there if there is room, or else block by block.
+            team: the processes among which the rows are shared; default: this one alone.
+        """
+        team = team or Team()
+        device = table.device if device is None else device
+        dtype = working_dtype(table)
+        share = team.share(len(table))
+        own = table[share]
+        if _fits(own, device):
+            own = own.to(device)
+        weights = None if weights is None else weights[share].to(device, dtype)
+        rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, len(table), share.start)
+        for where, block in rows.blocks(rows.dim):
+            rows.norms[where] = block.square().sum(1)
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def dim(self) -> int:
+        """d, the number of columns."""
+        return self.table.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of all arithmetic, see `working_dtype`."""
+        return self.norms.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of all arithmetic."""
+        return self.norms.device
+
+    def blocks(self, width: int, only: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ``(where, block)``: consecutive rows, or consecutive ones of ``table[only]``, ready for arithmetic.
+
+        Args:
+            width: columns of the caller's largest temporary; it sets the number of rows in a block.
+            only: row numbers, on the device of the arithmetic.
+        """
+        step = max(_FEWEST_ROWS, block_bytes(self.device) // (self.dtype.itemsize * max(width, self.dim)))
+        only = None if only is None else only.to(self.table.device)
+        total = len(self) if only is None else len(only)
+        for start in range(0, total, step):
+            where = slice(start, min(start + step, total))
+            block = self.table[where] if only is None else self.table.index_select(0, only[where])
+            yield where, block.to(self.device, self.dtype)
+
+    def weighted(self, block: Tensor, which: slice | Tensor) -> Tensor:
+        """The rows of `block`, which are ``table[which]``, times their weights."""
+        return block if self.weights is None else block * self.weights[which].unsqueeze(1)
+
+    def per_weight(self, costs: Tensor, which: slice) -> Tensor:
+        """(rows, k) costs (k,) of a row by itself as costs of each unit of its weight."""
+        if self.weights is None:
+            return costs.unsqueeze(0)
+        return costs / self.weights[which].clamp(min=torch.finfo(self.dtype).tiny).unsqueeze(1)
+
+    def weighted_sum(self, values: Tensor) -> float:
+        """Sum over all rows, those of other processes too, of (n,) values times weights; in float64."""
+        exact = values.double()
+        total = exact.sum() if self.weights is None else exact @ self.weights.double()
+        return float(self.team.sum(total))
+
+    def sample(self, size: int, generator: torch.Generator) -> "Rows":
+        """At most `size` rows of all processes, drawn without replacement, on the device of the arithmetic."""
+        drawn = torch.randperm(self.total, generator=generator)[:size].sort().values
+        mine = drawn - self.first
+        mine = mine[(mine >= 0) & (mine < len(self))]
+        table = self.table.index_select(0, mine.to(self.table.device)).to(self.device, self.dtype)
+        before = int((drawn < self.first).sum())
+        mine = mine.to(self.device)
+        weights = None if self.weights is None else self.weights[mine]
+        return Rows(table, self.norms[mine], weights, self.team, len(drawn), before)
+
+    def take(self, numbers: Tensor) -> Tensor:
+        """(m, d) rows by their numbers among those of all processes."""
+        taken = torch.zeros(len(numbers), self.dim, dtype=self.dtype, device=self.device)
+        own = numbers - self.first
+        here = (own >= 0) & (own < len(self))
+        taken[here.to(self.device)] = self.table[own[here].to(self.table.device)].to(self.device, self.dtype)
+        return self.team.sum(taken)
+
+
+def working_dtype(table: Tensor) -> torch.dtype:
+    """The dtype of all arithmetic on `table`: float64 for a float64 table, float32 for every other."""
+    return torch.float64 if table.dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Keep TF32, which a program may have switched on for its own products, out of the fit's float32 ones."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def block_bytes(device: torch.device) -> int:
+    """What the largest temporary should take."""
+    if device.type != "cuda":
+        return _BLOCK_BYTES_CPU
+    return min(_BLOCK_BYTES_CUDA, torch.cuda.mem_get_info(device)[0] // 8)
+
+
+def _fits(table: Tensor, device: torch.device) -> bool:
+    """Whether a copy of the table leaves half of the device's free memory for the fit."""
+    return device.type != "cuda" or table.is_cuda or 2 * table.nbytes < torch.cuda.mem_get_info(device)[0]

@@ -1,0 +1,156 @@
+"""How the time of a fit grows with n, d, k and j, and shrinks with processes.
+
+    python scripts/large_table.py models/mpnet models/large
+    python scripts/bench_scaling.py models/large [--device cpu] [--plots docs/images]
+
+Each fit runs in a process of its own on a memory map of the table. On a CPU the comparison of one and two processes
+gives each process one core.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.distributed as dist
+from bench_solver import RETURN_MEMORY, anonymous_memory, matrix_rate, read_table
+
+from projclust import ProjectiveClustering
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+LARGE, K, J = 262144, 32, 160
+
+
+@dataclass(frozen=True)
+class Case:
+    """The leading n rows and d columns of the table, and what is fitted to them."""
+
+    n: int
+    d: int
+    k: int
+    j: int
+
+
+def fit_once(folder: Path, case: Case, device: str) -> dict[str, Any]:
+    """What one fit takes and reaches; with the other processes of torchrun, if there are any."""
+    together = "RANK" in os.environ
+    if together:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    table = read_table(folder)[: case.n, : case.d]
+    ProjectiveClustering(2, 4, device=device).fit(torch.randn(2048, 64))  # the libraries' own buffers
+    before = peak = anonymous_memory()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, anonymous_memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    started = time.perf_counter()
+    fitted = ProjectiveClustering(
+        case.k, case.j, device=device, process_group=dist.group.WORLD if together else None
+    ).fit(table)
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    if together:
+        dist.destroy_process_group()
+    if device == "cuda":
+        peak, before = torch.cuda.max_memory_allocated(), 0
+    table_bytes = case.n * case.d * table.itemsize
+    # On a CPU the mapped table itself is no anonymous memory.
+    tables = (peak - before) / table_bytes + (device == "cpu")
+    return {"seconds": seconds, "inertia": fitted.inertia_, "steps": fitted.n_iter_, "tables": tables}
+
+
+def measured(folder: Path, case: Case, device: str, processes: int = 1, cores: int | None = None) -> dict[str, Any]:
+    """`fit_once` in processes of their own; `cores` pins each process to that many."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if cores is not None:
+        launcher = ["taskset", "-c", f"0-{processes * cores - 1}", *launcher]
+    sizes = [str(value) for value in (case.n, case.d, case.k, case.j)]
+    command = [*launcher, __file__, str(folder), "--device", device, "--case", *sizes]
+    environment = {**os.environ, **RETURN_MEMORY} | ({} if cores is None else {"OMP_NUM_THREADS": str(cores)})
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return result
+
+
+def main(folder: Path, device: str, plots: Path | None) -> None:
+    """Print the tables, and draw the plots."""
+    rate = matrix_rate(640, device)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{name}, torch {torch.__version__}, matrix rate {rate / 1e9:.0f} GFLOP/s\n")
+    print("| n | d | k | j | seconds | step floors | steps | peak memory, tables |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    base = Case(32768, 640, K, J)
+    sizes = [Case(n, 640, K, J) for n in (32768, 65536, 131072, LARGE)]
+    others = [Case(32768, d, K, 80) for d in (160, 320, 640)]
+    others += [Case(32768, 640, k, J) for k in (4, 8, 16, 64)] + [Case(32768, 640, K, j) for j in (40, 320)]
+    seconds = {}
+    for case in [*sizes, *others]:
+        found = measured(folder, case, device)
+        seconds[case] = found["seconds"]
+        floor = 2 * case.n * case.d * (case.k * case.j + case.d) / rate
+        print(
+            f"| {case.n:,} | {case.d} | {case.k} | {case.j} | {found['seconds']:.1f} | {found['seconds'] / floor:.1f} "
+            f"| {found['steps']} | {found['tables']:.2f} |",
+            flush=True,
+        )
+    growth = seconds[sizes[-1]] / seconds[sizes[0]]
+    print(f"\nFrom n = 32,768 to 262,144, 8 times the rows, the time grows {growth:.1f} times.")
+    by_processes: dict[int, float] = {}
+    if device == "cpu":
+        print("\n| processes, one core each | seconds | times faster | cost |\n| ---: | ---: | ---: | ---: |")
+        for processes in (1, 2):
+            found = measured(folder, base, device, processes, cores=1)
+            by_processes[processes] = found["seconds"]
+            speed = by_processes[1] / found["seconds"]
+            print(f"| {processes} | {found['seconds']:.1f} | {speed:.2f} | {found['inertia']:.9g} |", flush=True)
+    if plots is not None:
+        _plot(plots / f"solver_rows_{device}.png", {case.n: seconds[case] for case in sizes}, "rows of the table")
+        if by_processes:
+            _plot(plots / "solver_processes.png", by_processes, "processes, one core each", falling=True)
+
+
+def _plot(path: Path, seconds: dict[int, float], what: str, falling: bool = False) -> None:
+    """Seconds against a size, and the line of a time in proportion to it (or to its inverse)."""
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    sizes = list(seconds)
+    first = seconds[sizes[0]]
+    ideal = [first * (sizes[0] / size if falling else size / sizes[0]) for size in sizes]
+    axes.plot(sizes, ideal, "--", color="0.6", label="in inverse proportion" if falling else "in proportion")
+    axes.plot(sizes, list(seconds.values()), "o-", label="measured")
+    axes.set(xlabel=what, ylabel="seconds of a fit", xticks=sizes, ylim=(0, None))
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--plots", type=Path, help="folder for the plots")
+    parser.add_argument("--case", type=int, nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case is not None:
+        found = fit_once(arguments.folder, Case(*arguments.case), arguments.device)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(found))
+    else:
+        main(arguments.folder, arguments.device, arguments.plots)
