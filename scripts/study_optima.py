@@ -107,7 +107,7 @@ def split_and_merge(rows: Rows, k: int, j: int, seed: int, tries: int = 3) -> fl
         part = Rows.of(rows.table[members])
         halves = first_labels(Init.SPHERICAL, part, 2, 1, 1, generator(seed + attempt))
         bases, _ = scout(part, halves, 2, RANKS, generator(seed))
-        trial[members] = torch.where(assign_rows(part, Subspaces.of(bases[0])).labels == 0, worst, a)
+        trial[members] = torch.where(assign_rows(part, Subspaces.of(bases)).labels == 0, worst, a)
         trial, found = from_labels(rows, trial, k, j)
         if found < cost:
             labels, cost = trial, found
@@ -117,12 +117,13 @@ def split_and_merge(rows: Rows, k: int, j: int, seed: int, tries: int = 3) -> fl
 def co_association(rows: Rows, k: int, j: int, seed: int) -> float:
     """Labels of sixteen cheap runs, k-means on which of them agree, and a climb from there."""
     drawn = generator(seed)
-    runs, _ = scout(rows, first_labels(Init.SPHERICAL, rows, k, 16, 1, drawn), k, RANKS, drawn)
+    starts = first_labels(Init.SPHERICAL, rows, k, 16, 1, drawn)
+    runs = [scout(rows, start.unsqueeze(0), k, RANKS, drawn)[0] for start in starts]
     votes = [torch.nn.functional.one_hot(assign_rows(rows, Subspaces.of(run)).labels, k) for run in runs]
     consensus = KMeans(k, n_init=4, random_state=seed).fit_predict(torch.cat(votes, 1).float().numpy())
     labels = torch.from_numpy(consensus).long().unsqueeze(0)
     bases, _ = scout(rows, labels, k, RANKS, drawn)
-    return from_bases(rows, bases[0], j, seed)
+    return from_bases(rows, bases, j, seed)
 
 
 def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
@@ -130,13 +131,13 @@ def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
     drawn = generator(seed)
     labels = first_labels(Init.SPHERICAL, rows, k, 1, 1, drawn)
     bases, _ = scout(rows, labels, k, RANKS, drawn)
-    look = assign_rows(rows, Subspaces.of(bases[0]))
+    look = assign_rows(rows, Subspaces.of(bases))
     sizes = torch.bincount(look.labels, minlength=k)[look.labels]
     sensitivity = look.distances / look.distances.sum() + 1 / (k * sizes)
     chance = sensitivity / sensitivity.sum()
     chosen = torch.multinomial(chance, len(rows) // 4, generator=drawn)
     small = Rows.of(rows.table[chosen], 1 / chance[chosen])
-    moments, _, history = alternate(small, bases[0], j, False, MAX_ITER, TOL, drawn, lambda step, cost: None)
+    moments, _, history = alternate(small, bases, j, False, MAX_ITER, TOL, drawn, lambda step, cost: None)
     start = finish(small, moments.labels, k, j, False, history).subspaces
     return from_labels(rows, assign_rows(rows, start).labels, k, j)[1]
 

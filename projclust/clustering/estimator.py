@@ -201,10 +201,10 @@ class ProjectiveClustering:
         k, ranks = self.n_clusters, [rank for rank in _SCOUTING_RANKS if rank <= self.rank]
         sample = rows.sample(_SAMPLE_ROWS, generator)
         labels = first_labels(init, sample, k, self.restarts, ranks[-1], generator)
-        bases, costs = scout(sample, labels, k, ranks, generator)
+        best, costs = scout(sample, labels, k, ranks, generator)
         for restart, cost in enumerate(costs.tolist(), 1):
             progress(restart, 0, cost)
-        return bases[int(costs.argmin())]
+        return best
 
     def _validated_options(self) -> tuple[Method, Init, Loss, Ranks]:
         try:

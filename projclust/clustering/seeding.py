@@ -121,10 +121,11 @@ def _draw(rows: Rows, mass: Tensor, generator: torch.Generator) -> Tensor:
 def scout(
     sample: Rows, labels: Tensor, n_clusters: int, ranks: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Settle the large structure of several starts at low ranks, two steps at each.
+    """Settle the large structure of several starts at low ranks, and keep the best one.
 
     Low-rank subspaces discriminate between rows that high-rank ones serve equally well. On real tables starting low
-    and climbing lowers the final cost more than further starts do.
+    and climbing lowers the final cost more than further starts do. The worse half of the starts is given up before the
+    last rank, which costs more than all before.
 
     Args:
         sample: m rows.
@@ -134,22 +135,35 @@ def scout(
         generator: of the directions to start from.
 
     Returns:
-        (starts, k, last rank, d) bases; and (starts,) float64 cost of each on the sample, at the last rank.
+        (k, last rank, d) bases of the best start; and (starts,) float64 cost of each at its last rank.
     """
-    starts, top = len(labels), ranks[-1]
-    random = torch.randn(starts * n_clusters, top, sample.dim, dtype=sample.dtype, generator=generator)
-    bases = orthonormal_rows(random.to(sample.device)).unflatten(0, (starts, n_clusters))
+    starts, d = len(labels), sample.dim
     total = sample.weighted_sum(sample.norms)
-    # First twice with the labels as they are, so that the directions become those of the clusters.
-    plan = [(top, labels)] * 2 + [(rank, None) for rank in ranks for _ in range(2)]
-    for rank, given in plan:
-        products, captured = _products(sample, bases, rank, given)
-        bases = orthonormal_rows(products.flatten(0, 1)).view_as(bases)
-    return bases, total - captured
+    costs = torch.full((starts,), torch.inf, dtype=torch.float64, device=sample.device)
+    running = torch.arange(starts, device=sample.device)
+    bases = torch.empty(starts, n_clusters, 0, d, dtype=sample.dtype, device=sample.device)
+    for level, rank in enumerate(ranks):
+        if level and rank == ranks[-1]:
+            running = costs.argsort()[: (starts + 1) // 2]
+            bases = bases[running]
+        known = bases.shape[2]
+        more = torch.randn(len(running), n_clusters, rank - known, d, dtype=sample.dtype, generator=generator)
+        bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
+        # The random directions become good ones while the rows stay where the known directions, or the labels, say.
+        for compared in [known, rank, rank] if known else [None, None, rank, rank]:
+            products, captured = _products(sample, bases, compared, labels)
+            bases = _orthonormal(products)
+        costs[running] = total - captured
+    best = int(costs[running].argmin())
+    return bases[best], costs
 
 
-def _products(sample: Rows, bases: Tensor, rank: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Each basis times the scatter of the rows nearest to its first `rank` directions, or of those that `labels` say.
+def _orthonormal(bases: Tensor) -> Tensor:
+    return orthonormal_rows(bases.flatten(0, 1)).view_as(bases)
+
+
+def _products(sample: Rows, bases: Tensor, rank: int | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Each basis times the scatter of the rows nearest to its first `rank` directions; None: that `labels` give it.
 
     Returns:
         products like `bases` (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
@@ -160,7 +174,7 @@ def _products(sample: Rows, bases: Tensor, rank: int, labels: Tensor | None) -> 
     for where, block in sample.blocks(starts * k * r):
         coordinates = (block @ bases.flatten(0, 2).T).view(-1, starts, k, r)
         explained = torch.linalg.vector_norm(coordinates[..., :rank], dim=3).square()  # (rows, starts, k)
-        nearest = explained.argmax(2) if labels is None else labels[:, where].T
+        nearest = labels[:, where].T if rank is None else explained.argmax(2)
         own = torch.nn.functional.one_hot(nearest, k).to(block.dtype)
         if sample.weights is not None:
             own *= sample.weights[where].view(-1, 1, 1)
