@@ -90,14 +90,13 @@ def measured(folder: Path, case: Case, device: str, processes: int = 1, cores: i
     return result
 
 
-def main(folder: Path, device: str, plots: Path | None) -> None:
-    """Print the tables, and draw the plots."""
+def growth(folder: Path, device: str, plots: Path | None) -> None:
+    """Print how the time depends on the sizes."""
     rate = matrix_rate(640, device)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, matrix rate {rate / 1e9:.0f} GFLOP/s\n")
     print("| n | d | k | j | seconds | step floors | steps | peak memory, tables |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    base = Case(32768, 640, K, J)
     sizes = [Case(n, 640, K, J) for n in (32768, 65536, 131072, LARGE)]
     others = [Case(32768, d, K, 80) for d in (160, 320, 640)]
     others += [Case(32768, 640, k, J) for k in (4, 8, 16, 64)] + [Case(32768, 640, K, j) for j in (40, 320)]
@@ -111,20 +110,28 @@ def main(folder: Path, device: str, plots: Path | None) -> None:
             f"| {found['steps']} | {found['tables']:.2f} |",
             flush=True,
         )
-    growth = seconds[sizes[-1]] / seconds[sizes[0]]
-    print(f"\nFrom n = 32,768 to 262,144, 8 times the rows, the time grows {growth:.1f} times.")
-    by_processes: dict[int, float] = {}
-    if device == "cpu":
-        print("\n| processes, one core each | seconds | times faster | cost |\n| ---: | ---: | ---: | ---: |")
-        for processes in (1, 2):
-            found = measured(folder, base, device, processes, cores=1)
-            by_processes[processes] = found["seconds"]
-            speed = by_processes[1] / found["seconds"]
-            print(f"| {processes} | {found['seconds']:.1f} | {speed:.2f} | {found['inertia']:.9g} |", flush=True)
+    times = seconds[sizes[-1]] / seconds[sizes[0]]
+    print(f"\nFrom n = 32,768 to 262,144, 8 times the rows, the time grows {times:.1f} times.")
     if plots is not None:
         _plot(plots / f"solver_rows_{device}.png", {case.n: seconds[case] for case in sizes}, "rows of the table")
-        if by_processes:
-            _plot(plots / "solver_processes.png", by_processes, "processes, one core each", falling=True)
+
+
+def processes(folder: Path, plots: Path | None) -> None:
+    """Print what a second process on a second core gains."""
+    table = read_table(folder)
+    case = Case(min(len(table), 65536), table.shape[1], 8, table.shape[1] // 4)
+    print(f"\n{case.n:,} x {case.d}, k={case.k}, j={case.j}\n")
+    print("| processes, one core each | seconds | times faster | cost |\n| ---: | ---: | ---: | ---: |")
+    seconds: dict[int, float] = {}
+    for count in (1, 2):
+        found = measured(folder, case, "cpu", count, cores=1)
+        seconds[count] = found["seconds"]
+        print(
+            f"| {count} | {found['seconds']:.1f} | {seconds[1] / found['seconds']:.2f} | {found['inertia']:.9g} |",
+            flush=True,
+        )
+    if plots is not None:
+        _plot(plots / "solver_processes.png", seconds, "processes, one core each", falling=True)
 
 
 def _plot(path: Path, seconds: dict[int, float], what: str, falling: bool = False) -> None:
@@ -135,8 +142,8 @@ def _plot(path: Path, seconds: dict[int, float], what: str, falling: bool = Fals
     ideal = [first * (sizes[0] / size if falling else size / sizes[0]) for size in sizes]
     axes.plot(sizes, ideal, "--", color="0.6", label="in inverse proportion" if falling else "in proportion")
     axes.plot(sizes, list(seconds.values()), "o-", label="measured")
-    axes.set(xlabel=what, ylabel="seconds of a fit", xticks=sizes, ylim=(0, None))
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set(xlabel=what, ylabel="seconds of a fit", ylim=(0, None))
+    axes.set_xticks(sizes, [str(size) if size < 1024 else f"{size // 1024}k" for size in sizes])
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -146,6 +153,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--plots", type=Path, help="folder for the plots")
+    parser.add_argument("--part", choices=("growth", "processes"), help="only this one; the second is for CPUs")
     parser.add_argument("--case", type=int, nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case is not None:
@@ -153,4 +161,7 @@ if __name__ == "__main__":
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(found))
     else:
-        main(arguments.folder, arguments.device, arguments.plots)
+        if arguments.part != "processes":
+            growth(arguments.folder, arguments.device, arguments.plots)
+        if arguments.part != "growth" and arguments.device == "cpu":
+            processes(arguments.folder, arguments.plots)

@@ -13,7 +13,7 @@ import torch
 from minilm_forms import minilm_folder, save_form
 from safetensors.torch import load_file
 from tiny_classifier import save_tiny_classifier
-from tiny_models import tiny_model
+from tiny_models import tiny_model, uneven_model
 from torch import Tensor
 
 from projclust import compress_model
@@ -65,6 +65,14 @@ def compressed_folder(tmp_path: Path) -> Path:
     """A tiny compressed BERT masked-LM checkpoint (k=3, j=5)."""
     folder = tmp_path / "tiny-compressed"
     compress_model(tiny_model("bert"), k=3, j=5).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adaptive_folder(tmp_path: Path) -> Path:
+    """A tiny compressed BERT masked-LM checkpoint of unequal ranks (k=3)."""
+    folder = tmp_path / "tiny-adaptive"
+    compress_model(uneven_model("bert"), k=3, j=5, ranks="adaptive").save_pretrained(folder)
     return folder
 
 

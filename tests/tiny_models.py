@@ -96,6 +96,19 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def uneven_model(name: str) -> PreTrainedModel:
+    """`tiny_model(name)` with a table that wants unequal ranks: half of the rows lie near a plane, half fill space."""
+    model = tiny_model(name)
+    half = VOCABULARY // 2
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    plane = torch.randn(2, WIDTH, generator=generator)
+    table[:half] = 3 * torch.randn(half, 2, generator=generator) @ plane + 0.01 * table[:half]
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(0.1 * table)
+    return model
+
+
 def inputs_for(name: str) -> dict[str, Tensor]:
     """A batch for `tiny_model(name)`."""
     ids = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))

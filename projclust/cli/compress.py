@@ -21,7 +21,18 @@ from .options import (
     flags_win,
     on_command_line,
 )
-from .output import Format, megabytes, print_json, print_next, print_rows, progress_bar, quoted, warn
+from .output import (
+    Format,
+    is_main_process,
+    megabytes,
+    method_text,
+    print_json,
+    print_next,
+    print_rows,
+    progress_bar,
+    quoted,
+    warn,
+)
 
 # These repeat enumerations and defaults of modules that import torch, which --help should not wait for; a test compares
 # them.
@@ -33,6 +44,17 @@ class MethodName(str, Enum):
     RANDOM = "random"
 
 
+class RanksName(str, Enum):
+    EQUAL = "equal"
+    ADAPTIVE = "adaptive"
+
+
+class LossName(str, Enum):
+    L2 = "l2"
+    L1 = "l1"
+    HUBER = "huber"
+
+
 def compress(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id or local folder of a dense model.", metavar="MODEL")],
@@ -42,6 +64,12 @@ def compress(
         float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off, 0.4 for 40%.")
     ] = None,
     method: Annotated[MethodName, typer.Option(help="svd and random are baselines.")] = MethodName.PROJECTIVE,
+    ranks: Annotated[
+        RanksName, typer.Option(help="adaptive: a rank for each subspace, no more parameters than --j for all.")
+    ] = RanksName.EQUAL,
+    loss: Annotated[
+        LossName, typer.Option(help="Of each row's distance: squared, or l1 or huber, which heed outliers less.")
+    ] = LossName.L2,
     affine: Affine = False,
     weights: Weights = "uniform",
     codes: Codes = None,
@@ -68,6 +96,8 @@ def compress(
 ) -> None:
     """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
 
+    Under torchrun and accelerate launch the processes share the fit.
+
     Example: projclust compress roberta-base --k 5 --j 40
     """
     from projclust.jobs.compress import CompressOptions, Hooks, compress_checkpoint
@@ -81,6 +111,8 @@ def compress(
         j=rank["j"],
         ratio=rank["ratio"],
         method=method.value,
+        ranks=ranks.value,
+        loss=loss.value,
         affine=affine,
         weights=weights,
         codes=None if codes is None else codes.value,
@@ -105,6 +137,8 @@ def compress(
                 bar.advance(f"fitting: step {step}, cost {cost:.6g}", step, None)
 
         report = compress_checkpoint(options, Hooks(bar.stage, step, warn, bar.clear))
+    if not is_main_process():
+        return
     if format is Format.JSON:
         print_json(report)
     else:
@@ -114,22 +148,23 @@ def compress(
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    at_most = "at most " * (report["ranks"] is None)
     rows = [
         ("embedding", f"{report['embedding']}, {report['n']:,} x {report['d']}"),
-        ("method", f"{report['method']}, k={report['k']}, j={report['j']}" + ", affine" * report["affine"]),
+        ("method", method_text(report)),
         (
             "parameters",
-            f"{report['params_dense']:,} -> {report['params_stored']:,} "
+            f"{report['params_dense']:,} -> {at_most}{report['params_stored']:,} "
             f"(compression rate {report['compression_rate']:.4f})",
         ),
         (
             "embedding in file",
-            f"{megabytes(report['bytes_dense'])} -> {megabytes(report['bytes_stored'])} "
+            f"{megabytes(report['bytes_dense'])} -> {at_most}{megabytes(report['bytes_stored'])} "
             f"({report['bits_per_weight']:.2f} bits per weight, {report['codes']})",
         ),
         (
             "all weights",
-            f"{megabytes(report['model_bytes_dense'])} -> {megabytes(report['model_bytes_stored'])}",
+            f"{megabytes(report['model_bytes_dense'])} -> {at_most}{megabytes(report['model_bytes_stored'])}",
         ),
         *(
             ("stays dense", f"{part['name']}, {megabytes(part['bytes'])}: {part['reason']}")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigFile, Debug, OutputFormat, Revision
-from .output import Format, megabytes, print_json, print_next, print_rows, quoted
+from .output import Format, megabytes, method_text, print_json, print_next, print_rows, quoted
 
 
 def inspect(
@@ -51,12 +51,8 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if not result["compressed"]:
         return [*rows, ("compressed", "no")]
     error = result["relative_error"]
-    affine = ", affine" * result["affine"]
     rows += [
-        (
-            "compressed",
-            f"{result['method']}, k={result['k']}, j={result['j']}{affine}, row weights {result['weights']}",
-        ),
+        ("compressed", f"{method_text(result)}, row weights {result['weights']}"),
         ("relative error", "unknown (no report in the folder)" if error is None else f"{error:.4f}"),
     ]
     if result["model"] is not None:

@@ -58,6 +58,16 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB"
 
 
+def method_text(result: dict[str, Any]) -> str:
+    """How a table is compressed, from the fields of a report."""
+    text = f"{result['method']}, k={result['k']}, j={result['j']}" + ", affine" * result["affine"]
+    if result["ranks"] is None:
+        text += ", adaptive ranks"
+    elif min(result["ranks"]) < max(result["ranks"]):
+        text += f", ranks {min(result['ranks'])} to {max(result['ranks'])}"
+    return text if result["loss"] == "l2" else f"{text}, loss {result['loss']}"
+
+
 class Bar:
     """One line on a terminal's stderr: what is being done, how far it is, how long it has taken."""
 

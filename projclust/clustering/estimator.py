@@ -24,6 +24,9 @@ from .subspaces import Subspaces, assign_rows, project_rows
 _SCOUTING_RANKS = (1, 4, 16)
 _SAMPLE_ROWS = 16384
 
+# Unequal ranks that save less than this are compared with the finished fit of equal ones.
+_WORTH_UNEQUAL = 0.98
+
 # Called when a start was judged, with its number (from 1), and after every full step with the number of starts and the
 # step (from 1); both times with the cost.
 Progress = Callable[[int, int, float], None]
@@ -173,12 +176,13 @@ class ProjectiveClustering:
             moments, subspaces, history = alternate(
                 rows, start, self.rank, self.affine, self.max_iter, self.tol, generator, on_step
             )
+            labels, fit = moments.labels, None
             if ranks is Ranks.ADAPTIVE:
                 fit = adapt_ranks(moments, subspaces, self.tol, generator, on_step, history)
-            else:
-                labels = moments.labels
-                del moments, subspaces  # the finish needs their memory for the coefficients
-                fit = finish(rows, labels, self.n_clusters, self.rank, self.affine, history)
+            del moments, subspaces  # the finish needs their memory for the coefficients
+            if fit is None or fit.inertia > _WORTH_UNEQUAL * history[-1]:
+                equal = finish(rows, labels, self.n_clusters, self.rank, self.affine, history)
+                fit = equal if fit is None or equal.inertia <= fit.inertia else fit
         else:
             labels = random_partition(rows, self.n_clusters, generator)
             subspaces, spectra = fit_subspaces(rows, labels, self.n_clusters, self.rank, self.affine)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,14 +105,13 @@ class Study:
 
     def identity(self, task: str, data_sha256: str, variant: Variant, seed: int, training_score: bool) -> str:
         """The hash of all that defines a cell."""
-        compression = {key: value for key, value in asdict(variant).items() if key != "name"}
         return identity_hash(
             {
                 "model": self.sha256,
                 "protocol": self.protocol,
                 "task": task,
                 "data": data_sha256,
-                "variant": compression | (self.fit.identity() if variant.k is not None else {}),
+                "variant": variant.identity() | (self.fit.identity() if variant.k is not None else {}),
                 "seed": seed,
                 "settings": asdict(self.settings_for(task)),
                 "training_score": training_score,
@@ -296,7 +296,7 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
     if study.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        row |= _compress(bench, variant, seed, source, folder, row)
+    row |= _compress(bench, variant, seed, source, folder, row)
     study.accelerator.wait_for_everyone()
     try:
         yield folder
@@ -307,7 +307,10 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
 
 
 def _compress(bench: Bench, variant: Variant, seed: int, source: Path, folder: Path, row: Row) -> Row:
-    """Compress the classifier in `source`, write it to `folder`; what it takes and how far it is off."""
+    """Compress the classifier in `source`, write it to `folder`; what it takes and how far it is off.
+
+    All processes share the fit, and the first one writes.
+    """
     study = bench.study
     model = _classifier(bench, source, seed)
     name = input_embedding(model)[0]
@@ -316,14 +319,29 @@ def _compress(bench: Bench, variant: Variant, seed: int, source: Path, folder: P
     assert variant.k is not None
     assert variant.j is not None
     config = ProjClustConfig(
-        variant.k, variant.j, variant.affine, variant.method, variant.codes, seed, fit.restarts, fit.max_iter, fit.tol
+        variant.k,
+        variant.j,
+        variant.affine,
+        variant.method,
+        variant.codes,
+        seed,
+        fit.restarts,
+        fit.max_iter,
+        fit.tol,
+        variant.ranks,
+        variant.loss,
     )
-    compression = compress_embedding(model, config, fit.sample_weight, study.accelerator.device)
+    group = dist.group.WORLD if study.accelerator.num_processes > 1 else None
+    compression = compress_embedding(model, config, fit.sample_weight, study.accelerator.device, process_group=group)
     seconds = time.perf_counter() - started
-    save_checkpoint(_whole(model), folder)
+    if study.accelerator.is_main_process:
+        save_checkpoint(_whole(model), folder)
+    study.accelerator.wait_for_everyone()
     stored = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
     return {
         **_stored(study, stored),
+        "params_stored": compression.parameters,
+        "compression_rate": 1 - compression.parameters / (study.sizes["n"] * study.sizes["d"]),
         "relative_error": compression.relative_error,
         "seconds": {**row["seconds"], "fit": seconds},
     }

@@ -1,11 +1,13 @@
 """What is compared: the dense model and ways to compress its embedding, at equal size unless told otherwise."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from projclust.clustering import Method
+from projclust.clustering.ranks import Ranks
+from projclust.clustering.robust import Loss
 from projclust.errors import ProjclustError
-from projclust.hf.config import CODES
+from projclust.hf.config import CODES, check_fit
 from projclust.planning import parameter_count, rank_for_ratio
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
@@ -39,6 +41,7 @@ class Variant:
         method: "projective", "svd", "random"; "dense" for none; "compressed" for a model that came so; "best" for the
             one among the others with the best score on the training rows.
         k, j: subspaces and their dimension; None where nothing is compressed here.
+        ranks, loss: of the fit, as `ProjectiveClustering` takes them.
     """
 
     name: str
@@ -47,15 +50,27 @@ class Variant:
     j: int | None = None
     affine: bool = False
     codes: str | None = None
+    ranks: str = Ranks.EQUAL.value
+    loss: str = Loss.L2.value
 
     @property
     def label(self) -> str:
         """The variant with its size, for people."""
         if self.k is None:
             return "best by training score" if self.method == BEST else self.name
+        ranks = f", {self.ranks} ranks" * (self.ranks != Ranks.EQUAL.value)
+        loss = f", {self.loss} loss" * (self.loss != Loss.L2.value)
         means, codes = ", affine" * self.affine, "" if self.codes is None else f", {self.codes}"
         size = f"j={self.j}" if self.method == Method.SVD.value else f"k={self.k}, j={self.j}"
-        return f"{self.method}, {size}{means}{codes}"
+        return f"{self.method}, {size}{ranks}{loss}{means}{codes}"
+
+    def identity(self) -> dict[str, Any]:
+        """What of it bears on a result. Options it did not always have count where they are used: earlier results of
+        the others stay what they were.
+        """
+        unused = {"ranks": Ranks.EQUAL.value, "loss": Loss.L2.value}
+        fields = {name: value for name, value in asdict(self).items() if name != "name"}
+        return {name: value for name, value in fields.items() if (name, value) not in unused.items()}
 
 
 def parse_variants(text: str, size: Size, n: int, d: int) -> tuple[Variant, ...]:
@@ -116,7 +131,12 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         j = min(budget // (n + k * d), d - 1)
     if not 1 <= j < d:
         raise ProjclustError(f"the variant {spec}: the rank j={j} must be at least 1 and less than the width {d}")
-    return Variant(spec, name, k, j, affine, own.get("codes", size.codes))
+    ranks, loss = own.get("ranks", Ranks.EQUAL.value), own.get("loss", Loss.L2.value)
+    try:
+        check_fit(name, k, ranks, loss)
+    except ProjclustError as error:
+        raise ProjclustError(f"the variant {spec}: {error}") from None
+    return Variant(spec, name, k, j, affine, own.get("codes", size.codes), ranks, loss)
 
 
 def _option(spec: str, pair: str) -> tuple[str, Any]:
@@ -133,8 +153,11 @@ def _option(spec: str, pair: str) -> tuple[str, Any]:
                 return name, value != "false"
             case "codes" if value in CODES:
                 return name, value
+            case "ranks" | "loss":
+                return name, value
     except ValueError:
         pass
     raise ProjclustError(
-        f"the variant {spec} has the option {pair!r}: there are k=INT, j=INT, ratio=0.4, affine, codes=float16"
+        f"the variant {spec} has the option {pair!r}: there are k=INT, j=INT, ratio=0.4, affine, codes=float16, "
+        "ranks=adaptive, loss=l1"
     )

@@ -43,7 +43,7 @@ def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> s
 # {heading}
 
 The word embedding of {_linked(report["model"])} was factorised: each row lies in one of {report["k"]} subspaces of
-dimension {report["j"]} and is stored as its {report["j"]} coordinates there.
+{_dimensions(report["ranks"])} coordinates there.
 No other weight was changed, and nothing was trained.
 
 {table}
@@ -223,13 +223,24 @@ def _source_metadata(source: Path) -> dict[str, Any]:
         return {}
 
 
+def _dimensions(ranks: list[int]) -> str:
+    least, most = min(ranks), max(ranks)
+    if least == most:
+        return f"dimension {most} and is stored as its {most}"
+    return f"dimensions {least} to {most} and is stored as its"
+
+
 def _method_line(report: dict[str, Any]) -> str:
     kind = "affine" if report["affine"] else "linear"
+    least, most = min(report["ranks"]), max(report["ranks"])
+    rank = f"rank j={report['j']}" if least == most else f"adaptive ranks {least} to {most} (budget of j={report['j']})"
     line = {
-        "projective": f"projective clustering, k={report['k']} {kind} subspaces of rank j={report['j']}",
+        "projective": f"projective clustering, k={report['k']} {kind} subspaces of {rank}",
         "svd": f"truncated SVD of rank {report['j']}",
         "random": f"random partition (a control), k={report['k']} groups, rank j={report['j']}",
     }[report["method"]]
+    if report["loss"] != "l2":
+        line += f", loss {report['loss']}"
     return f"{line}, row weights {report['weights']}, seed {report['seed']}"
 
 

@@ -6,9 +6,12 @@ import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from projclust.clustering import Method
+from projclust.clustering.ranks import Ranks
+from projclust.clustering.robust import Loss
 from projclust.errors import ProjclustError
 
-FORMAT_VERSION = 1
+# Of the stored format: with one rank for all clusters, and with a rank for each.
+EQUAL_RANKS_FORMAT, UNEQUAL_RANKS_FORMAT = FORMAT_VERSIONS = (1, 2)
 CODES = ("float32", "float16", "bfloat16")
 
 
@@ -25,7 +28,11 @@ class ProjClustConfig(QuantizationConfigMixin):
         method: "projective", "svd" (k = 1) or "random" (the random-partition control).
         codes: dtype in which the factors are stored ("float32", "float16", "bfloat16"); None: the model's own.
         seed, restarts, max_iter, tol: of the solver, see `projclust.ProjectiveClustering`.
+        ranks: "equal", or "adaptive": unequal ranks that take no more parameters than `rank` for all.
+        loss: of the fit, "l2", "l1" or "huber".
         num_embeddings, embedding_dim: n and d, filled in by the compression and checked at load.
+        cluster_ranks, cluster_sizes: rank and rows of each cluster, filled in and checked likewise; None where all have
+            the same rank.
         version: of the stored format.
         kwargs: fields of later versions, kept as they are.
     """
@@ -41,9 +48,13 @@ class ProjClustConfig(QuantizationConfigMixin):
         restarts: int = 8,
         max_iter: int = 100,
         tol: float = 1e-4,
+        ranks: str = Ranks.EQUAL.value,
+        loss: str = Loss.L2.value,
         num_embeddings: int | None = None,
         embedding_dim: int | None = None,
-        version: int = FORMAT_VERSION,
+        cluster_ranks: list[int] | None = None,
+        cluster_sizes: list[int] | None = None,
+        version: int = EQUAL_RANKS_FORMAT,
         **kwargs: Any,
     ) -> None:
         kwargs.pop("quant_method", None)
@@ -59,10 +70,21 @@ class ProjClustConfig(QuantizationConfigMixin):
         self.restarts = restarts
         self.max_iter = max_iter
         self.tol = tol
+        self.ranks = ranks
+        self.loss = loss
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
+        self.cluster_ranks = cluster_ranks
+        self.cluster_sizes = cluster_sizes
         for name, value in kwargs.items():
             setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of config.json."""
+        # As they were before the format knew of these.
+        default = {"ranks": Ranks.EQUAL.value, "loss": Loss.L2.value, "cluster_ranks": None, "cluster_sizes": None}
+        fields: dict[str, Any] = super().to_dict()
+        return {name: value for name, value in fields.items() if name not in default or value != default[name]}
 
     def check_shapes(self) -> None:
         """Refuse values no table can have, so that a damaged config.json asks for nothing absurd.
@@ -82,6 +104,46 @@ class ProjClustConfig(QuantizationConfigMixin):
             raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
         if self.codes is not None and self.codes not in CODES:
             raise ProjclustError(f"codes must be one of {', '.join(CODES)}, not {self.codes!r}")
+        if self.version == UNEQUAL_RANKS_FORMAT:
+            self._check_clusters("cluster_ranks", 1, d - 1)
+            self._check_clusters("cluster_sizes", 0, n)
+            if sum(self.cluster_sizes or []) != n:
+                raise ProjclustError(f"quantization_config has cluster_sizes that do not sum to num_embeddings={n}")
+        elif self.cluster_ranks is not None or self.cluster_sizes is not None:
+            raise ProjclustError(f"quantization_config has the ranks of clusters, but version={self.version!r}")
+
+    def _check_clusters(self, name: str, least: int, most: int) -> None:
+        values = getattr(self, name)
+        if type(values) is not list or len(values) != self.n_clusters:
+            raise ProjclustError(f"quantization_config has {name} that are no list of {self.n_clusters} integers")
+        for value in values:
+            if type(value) is not int or not least <= value <= most:
+                raise ProjclustError(f"quantization_config has {value!r} among {name}, not one of {least} .. {most}")
+
+    def set_table(self, n: int, d: int, ranks: list[int] | None = None, sizes: list[int] | None = None) -> None:
+        """Enter the shape of the table that was fitted: n x d, and of unequal ranks those and the clusters' sizes."""
+        self.num_embeddings, self.embedding_dim = n, d
+        self.cluster_ranks, self.cluster_sizes = ranks, sizes
+        self.version = EQUAL_RANKS_FORMAT if ranks is None else UNEQUAL_RANKS_FORMAT
+
+
+def check_fit(method: str, k: int, ranks: str, loss: str) -> None:
+    """Refuse options of a fit that are unknown or exclude each other, before a model is loaded for it.
+
+    Raises:
+        ProjclustError: naming them.
+    """
+    for name, value, choices in (("method", method, Method), ("ranks", ranks, Ranks), ("loss", loss, Loss)):
+        known = [str(choice.value) for choice in choices]
+        if value not in known:
+            raise ProjclustError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    if ranks == Ranks.ADAPTIVE.value:
+        if method != Method.PROJECTIVE.value or k == 1:
+            raise ProjclustError("adaptive ranks are of several subspaces: use method projective with k of 2 or more")
+        if loss != Loss.L2.value:
+            raise ProjclustError("adaptive ranks are allotted by squared errors: use loss l2")
+    if method == Method.RANDOM.value and loss != Loss.L2.value:
+        raise ProjclustError("method random keeps its labels: its loss must be l2")
 
 
 def stored_dtype(codes: str | None, dtype: torch.dtype) -> torch.dtype:

@@ -1,6 +1,7 @@
 """The transformers quantizer that makes compressed checkpoints load with plain ``from_pretrained``."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from transformers.quantizers.base import HfQuantizer
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.modules import FactorizedTable, ProjectiveEmbedding
 
-from .config import FORMAT_VERSION, ProjClustConfig
+from .config import FORMAT_VERSIONS, ProjClustConfig
 from .headers import read_headers
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ class ProjClustHfQuantizer(HfQuantizer):
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse checkpoints of a later format."""
         version = self.quantization_config.version
-        if version != FORMAT_VERSION:
+        if version not in FORMAT_VERSIONS:
             raise CheckpointError(
-                f"this checkpoint has projclust format {version!r}, and this projclust reads format {FORMAT_VERSION}: "
-                "upgrade projclust"
+                f"this checkpoint has projclust format {version!r}, and this projclust reads formats "
+                f"{' and '.join(map(str, FORMAT_VERSIONS))}: upgrade projclust"
             )
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # a method, unlike the three below
@@ -133,7 +134,10 @@ def stored_shape(config: ProjClustConfig) -> "Shape":
     except ValueError as error:
         raise CheckpointError(f"damaged checkpoint: {error}") from None
     n, d = int(config.num_embeddings or 0), int(config.embedding_dim or 0)  # positive, as checked above
-    return Shape(n, d, config.n_clusters, config.rank, config.affine)
+    shape = Shape(n, d, config.n_clusters, config.rank, config.affine)
+    if config.cluster_ranks is None or config.cluster_sizes is None:
+        return shape
+    return replace(shape, ranks=tuple(config.cluster_ranks), sizes=tuple(config.cluster_sizes))
 
 
 def check_stored_factors(files: list[str], shape: "Shape") -> None:
@@ -144,15 +148,9 @@ def check_stored_factors(files: list[str], shape: "Shape") -> None:
     Raises:
         CheckpointError: a file cannot be read, or a factor has another shape.
     """
-    expected = {
-        "bases": (shape.k, shape.j, shape.d),
-        "means": (shape.k, shape.d),
-        "clusters": (shape.n,),
-        "weight": (shape.n, shape.j),
-    }
     stored = read_headers([Path(file) for file in files if Path(file).suffix == ".safetensors"])
     for prefix in [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]:
-        for factor, wanted in expected.items():
+        for factor, wanted in shape.stored.items():
             found = stored.get(prefix + factor)
             if found is not None and found.shape != wanted:
                 raise CheckpointError(
@@ -175,5 +173,8 @@ def _check_loaded_factors(table: FactorizedTable) -> None:
         if name == "clusters":
             if int(tensor.max()) >= table.n_clusters or int(tensor.min()) < 0:
                 raise CheckpointError(f"damaged checkpoint: a cluster id lies outside 0 .. {table.n_clusters - 1}")
+            sizes = torch.bincount(tensor.long(), minlength=table.n_clusters).tolist()
+            if table.cluster_sizes not in (None, sizes):
+                raise CheckpointError("damaged checkpoint: the clusters have other sizes than config.json states")
         elif not torch.isfinite(tensor).all():
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} has NaN or infinite entries")

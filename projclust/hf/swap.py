@@ -6,6 +6,7 @@ other factors, on the instance of every sub-model (never on the class).
 """
 
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, cast
 
 import torch
@@ -20,13 +21,35 @@ _SAVED_TABLES = "_projclust_dense_ties"
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a factorised table of n rows and d columns."""
+    """The shape of a factorised table of n rows and d columns.
+
+    Attributes:
+        k: number of subspaces.
+        j: their rank, where they have no `ranks` of their own.
+        affine: whether they have means.
+        ranks, sizes: of unequal ranks, the rank and the rows of each cluster.
+    """
 
     n: int
     d: int
     k: int
     j: int
     affine: bool
+    ranks: tuple[int, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def rank(self) -> int | tuple[int, ...]:
+        """What the modules take for the rank."""
+        return self.j if self.ranks is None else self.ranks
+
+    @property
+    def stored(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the stored tensors. As numbers alone: a damaged config.json may ask for absurd ones."""
+        shared = {"means": (self.k, self.d), "clusters": (self.n,)}
+        if self.ranks is None or self.sizes is None:
+            return {"weight": (self.n, self.j), "bases": (self.k, self.j, self.d), **shared}
+        return {"weight": (sum(map(mul, self.sizes, self.ranks)),), "bases": (sum(self.ranks), self.d), **shared}
 
 
 @dataclass(frozen=True)
@@ -115,6 +138,7 @@ def restore_dense(model: PreTrainedModel) -> None:
             part.__dict__.pop("_tied_weights_keys", None)
             if own is not None:
                 part._tied_weights_keys = own
+            part.__dict__.pop("_adjust_bias", None)
     model.tie_weights()
 
 
@@ -193,13 +217,14 @@ def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTa
         shape.n,
         shape.d,
         shape.k,
-        shape.j,
+        shape.rank,
         shape.affine,
         padding_idx=old.padding_idx,
         scale=_scale_of(old),
         dtype=old.weight.dtype,
         device=old.weight.device,
         primary=primary,
+        cluster_sizes=shape.sizes,
     )
     new.dense_class = type(old)
     return new.train(old.training)
@@ -211,11 +236,12 @@ def _factorised_tie(name: str, old: nn.Module, shape: Shape, primary: Projective
             shape.d,
             shape.n,
             shape.k,
-            shape.j,
+            shape.rank,
             shape.affine,
             dtype=old.weight.dtype,
             device=old.weight.device,
             primary=primary,
+            cluster_sizes=shape.sizes,
         )
         head.bias = old.bias  # the parameter itself: it may be tied elsewhere
         return head.train(old.training)
@@ -238,11 +264,18 @@ def _extend_tying_tables(model: PreTrainedModel, swapped: set[str], factors: lis
         return result
 
     for prefix, part in _pretrained_parts(model):
+        part._adjust_bias = _keep_bias
         part.__dict__[_SAVED_TABLES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
         # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
         part.all_tied_weights_keys = extended(part.all_tied_weights_keys, prefix)
         if getattr(part.config, "tie_word_embeddings", False) and part._tied_weights_keys:
             part._tied_weights_keys = extended(part.get_expanded_tied_weights_keys(), prefix)
+
+
+def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> None:
+    """In place of what transformers does after tying: it stretches the output layer's bias to the length of `weight`,
+    which is another than the vocabulary's where ranks are unequal.
+    """
 
 
 def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:

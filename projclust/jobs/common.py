@@ -1,10 +1,16 @@
-"""What several jobs need: row weights and devices by their names, and the versions a result was made with."""
+"""What several jobs need: row weights and devices by name, other processes, and the versions behind a result."""
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor
 
 import projclust
@@ -48,6 +54,33 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ProjclustError("--device cuda: this torch sees no CUDA device; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that torchrun or `accelerate launch` started, or this one alone.
+
+    Attributes:
+        group: to share a fit among them; None for one process.
+        device: this process's.
+        is_main: whether this is the one that writes.
+    """
+
+    group: "dist.ProcessGroup | None"
+    device: torch.device
+    is_main: bool = True
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[Processes]:
+    """Join the other processes, if there are any, for computing on `device`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(None, device)
+        return
+    state = PartialState(cpu=device.type == "cpu")
+    yield Processes(dist.group.WORLD, state.device, state.is_main_process)
+    # Not after an error: the others may be waiting, and torchrun ends them.
+    state.destroy_process_group()
 
 
 def versions(*more: str) -> dict[str, str]:

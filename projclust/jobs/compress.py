@@ -15,6 +15,8 @@ from torch import Tensor
 
 from projclust.clustering import Method, ProjectiveClustering
 from projclust.clustering.estimator import Progress
+from projclust.clustering.ranks import Ranks
+from projclust.clustering.robust import Loss
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.card import compressed_card
 from projclust.hf.checkpoint import (
@@ -32,15 +34,15 @@ from projclust.hf.checkpoint import (
     stored_tensors,
 )
 from projclust.hf.compress import compress_embedding
-from projclust.hf.config import ProjClustConfig, stored_dtype
+from projclust.hf.config import ProjClustConfig, check_fit, stored_dtype
 from projclust.hf.folder import check_space, check_target, new_folder, write_options
 from projclust.hf.headers import StoredTensor
 from projclust.hf.hub import check_can_push, push_folder, repo_url
 from projclust.hf.swap import Shape, dense_parts, input_embedding
-from projclust.planning import compression_rate, parameter_count, rank_for_ratio
+from projclust.planning import parameter_count, rank_for_ratio
 from projclust.report.plots import plot_fit
 
-from .common import check_weights, choose_device, read_weights, versions
+from .common import Processes, check_weights, choose_device, processes, read_weights, versions
 
 REPORT_FILE = "projclust_report.json"
 PLOT_FILE = "projclust_fit.png"
@@ -56,6 +58,8 @@ class CompressOptions:
     j: int | None = None
     ratio: float | None = None
     method: str = Method.PROJECTIVE.value
+    ranks: str = Ranks.EQUAL.value
+    loss: str = Loss.L2.value
     affine: bool = False
     weights: str = "uniform"
     codes: str | None = None
@@ -87,9 +91,12 @@ class Hooks:
 def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) -> dict[str, Any]:
     """Compress a checkpoint and write the result's folder.
 
+    Under torchrun or `accelerate launch` all processes call this, share the fit, and the first one writes.
+
     Returns:
         the report, as in projclust_report.json, and "pushed_to", the address of the repository or None. With `dry_run`
-        nothing is fitted or written, and what only a fit can tell is None.
+        nothing is fitted or written, what only a fit can tell is None, and of adaptive ranks the sizes are the most
+        that they can come to. In processes other than the first what is known only once it is written is as foreseen.
 
     Raises:
         ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind, but for the finished
@@ -104,8 +111,11 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         check_target(output, options.overwrite, local_folder(options.model))
         if options.push_to_hub is not None:
             check_can_push(options.push_to_hub)
-    device = choose_device(options.device)
+    with processes(choose_device(options.device)) as team:
+        return _compress(options, output, hooks, team, started)
 
+
+def _compress(options: CompressOptions, output: Path, hooks: Hooks, team: Processes, started: float) -> dict[str, Any]:
     source = resolve_checkpoint(options.model, options.revision)
     hooks.stage(f"reading {options.model}")
     method = quantization_method(read_json(source / CONFIG))
@@ -125,12 +135,13 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
     table = embedding.weight.detach()
     shape = _shape(options, *table.shape)
     sample_weight = read_weights(options.weights, source, shape.n)
-    report = _plan(options, shape, loaded, name, table, stored_tensors(source), device)
+    report = _plan(options, shape, loaded, name, table, stored_tensors(source), team.device)
     if options.dry_run:
         return report | {"pushed_to": None}
     check_space(output, report["model_bytes_stored"])
 
-    hooks.stage(f"fitting {shape.k} subspaces of rank {shape.j} to {shape.n} x {shape.d}")
+    rank = f"rank {shape.j}" if options.ranks == Ranks.EQUAL.value else f"unequal ranks for {shape.j}"
+    hooks.stage(f"fitting {shape.k} subspaces of {rank} to {shape.n} x {shape.d}")
     config = ProjClustConfig(
         shape.k,
         shape.j,
@@ -141,16 +152,22 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         options.restarts,
         options.max_iter,
         options.tol,
+        options.ranks,
+        options.loss,
         weights=options.weights.partition(":")[0],
     )
-    whole = ProjectiveClustering(1, 1, method=Method.SVD, device=device).fit(table, sample_weight).spectra_[0]
+    svd = ProjectiveClustering(1, 1, method=Method.SVD, device=team.device, process_group=team.group)
+    svd_errors = _error_by_rank(svd.fit(table, sample_weight).spectra_[0])
     fit_started = time.perf_counter()
-    compression = compress_embedding(model, config, sample_weight, device, hooks.step)
+    compression = compress_embedding(model, config, sample_weight, team.device, hooks.step, team.group)
     fit_seconds = time.perf_counter() - fit_started
     clustering = compression.clustering
-    svd_errors = _error_by_rank(whole)
-    report["same_size_svd"]["weighted_relative_error"] = svd_errors[report["same_size_svd"]["j"]]
+    svd_rank = _rank_of_svd(compression.parameters, shape)
     report |= {
+        "params_stored": compression.parameters,
+        "compression_rate": 1 - compression.parameters / report["params_dense"],
+        "same_size_svd": {"j": svd_rank, "weighted_relative_error": svd_errors[svd_rank]},
+        "ranks": clustering.ranks_,
         "relative_error": compression.relative_error,
         "weighted_relative_error": compression.weighted_relative_error,
         "cluster_sizes": torch.bincount(clustering.labels_, minlength=shape.k).tolist(),
@@ -158,6 +175,8 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         "cost_history": clustering.cost_history_,
         "fit_seconds": round(fit_seconds, 3),
     }
+    if not team.is_main:
+        return report | {"pushed_to": None}
 
     hooks.stage(f"writing {output}")
     with new_folder(output, options.overwrite) as folder:
@@ -168,8 +187,10 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) ->
         report["bytes_stored"] = sum(tensor.bytes for tensor in embedding_tensors(written, name).values())
         report["bits_per_weight"] = 8 * report["bytes_stored"] / report["params_dense"]
         report["total_seconds"] = round(time.perf_counter() - started, 3)
-        report["peak_memory_bytes"] = _peak_memory(device)
-        plot_fit(folder / PLOT_FILE, report, _error_by_rank(clustering.spectra_), svd_errors)
+        report["peak_memory_bytes"] = _peak_memory(team.device)
+        # Of another loss the spectra are of reweighted rows, which is no error of the table.
+        errors = _error_by_rank(clustering.spectra_) if options.loss == Loss.L2.value else None
+        plot_fit(folder / PLOT_FILE, report, errors, svd_errors)
         card = compressed_card(report, source, type(model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # A run with the recorded options is for the same folder again, which is no reason to publish it.
@@ -182,8 +203,6 @@ def _settled(options: CompressOptions) -> CompressOptions:
     """Check what can be checked without the model, and fill in the defaults that depend on other options."""
     if (options.j is None) == (options.ratio is None):
         raise ProjclustError("give exactly one of --j and --ratio")
-    if options.method not in {method.value for method in Method}:
-        raise ProjclustError(f"--method must be one of {', '.join(method.value for method in Method)}")
     stored_dtype(options.codes, torch.float64)  # whether there are such codes; the model's dtype comes later
     if options.ratio is not None and not 0 < options.ratio < 1:
         raise ProjclustError(f"--ratio must lie between 0 and 1 (0.4 takes 40% off), not {options.ratio:g}")
@@ -195,6 +214,7 @@ def _settled(options: CompressOptions) -> CompressOptions:
         k = 1
     if k is not None and k < 1:
         raise ProjclustError(f"--k must be at least 1, not {k}")
+    check_fit(options.method, DEFAULT_K if k is None else k, options.ranks, options.loss)
     if options.push_to_hub is not None:
         repo_url(options.push_to_hub)
     elif options.private:
@@ -238,6 +258,7 @@ def _plan(
         "method": options.method,
         "k": k,
         "j": j,
+        "loss": options.loss,
         "affine": shape.affine,
         "n": n,
         "d": d,
@@ -247,14 +268,14 @@ def _plan(
         "device": str(device),
         "params_dense": n * d,
         "params_stored": stored,
-        "compression_rate": compression_rate(n, d, k, j, shape.affine),
+        "compression_rate": 1 - stored / (n * d),
         "bytes_dense": sum(tensor.bytes for tensor in embedding_tensors(source, name).values()),
         "bytes_stored": bytes_stored,
         "bits_per_weight": 8 * bytes_stored / (n * d),
         "relative_error": None,
         "weighted_relative_error": None,
         "cluster_sizes": None,
-        "ranks": [j] * k,
+        "ranks": [j] * k if options.ranks == Ranks.EQUAL.value else None,
         "iterations": None,
         "cost_history": None,
         "restarts": options.restarts,
@@ -267,9 +288,13 @@ def _plan(
         "model_bytes_dense": sum(tensor.bytes for tensor in source.values()),
         "model_bytes_stored": bytes_to_save(loaded) - table.numel() * table.element_size() + bytes_stored,
         "dense_parts": [asdict(part) for part in dense_parts(loaded.model)],
-        # The rank at which one subspace has no more parameters than this.
-        "same_size_svd": {"j": min(stored // (n + d), d - 1), "weighted_relative_error": None},
+        "same_size_svd": {"j": _rank_of_svd(stored, shape), "weighted_relative_error": None},
     }
+
+
+def _rank_of_svd(parameters: int, shape: Shape) -> int:
+    """The largest rank at which one subspace has no more than `parameters`."""
+    return min(parameters // (shape.n + shape.d), shape.d - 1)
 
 
 def _pushed_to(options: CompressOptions, output: Path, hooks: Hooks) -> str | None:

@@ -19,7 +19,6 @@ from projclust.glue.training import make_accelerator
 from projclust.glue.variants import BEST, COMPRESSED, Size, Variant, parse_variant, parse_variants
 from projclust.hf.checkpoint import CONFIG, local_folder, read_json, resolve_checkpoint
 from projclust.hf.folder import cannot_write, locked, write_options
-from projclust.planning import compression_rate, parameter_count
 from projclust.report.results import Row as ResultRow
 from projclust.report.results import parse_row
 from projclust.report.statistics import Summary, summary_json
@@ -311,18 +310,17 @@ def _sizes(checkpoint: Path) -> dict[str, Any]:
         "model_bytes_dense": found["model_bytes_stored"],
     }
     if found["compressed"]:
-        k, j, affine = found["k"], found["j"], found["affine"]
         dense = n * d * (2 if dtype in _HALF else 4)
         sizes |= {
             "bytes_dense": dense,
             "model_bytes_dense": found["model_bytes_stored"] - stored + dense,
             "stored": {
-                "k": k,
-                "j": j,
-                "affine": affine,
+                "k": found["k"],
+                "j": found["j"],
+                "affine": found["affine"],
                 "codes": _HALF.get(dtype, "float32"),
-                "params_stored": parameter_count(n, d, k, j, affine),
-                "compression_rate": compression_rate(n, d, k, j, affine),
+                "params_stored": found["params_stored"],
+                "compression_rate": 1 - found["params_stored"] / (n * d),
                 "bytes_stored": stored,
                 "bits_per_weight": found["bits_per_weight"],
                 "model_bytes_stored": found["model_bytes_stored"],

@@ -1,5 +1,6 @@
 """The job behind `projclust inspect`: what a checkpoint holds, from its headers alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from projclust.hf.checkpoint import (
     resolve_checkpoint,
     stored_tensors,
 )
-from projclust.hf.config import FORMAT_VERSION, ProjClustConfig
-from projclust.hf.swap import input_embedding
+from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
+from projclust.hf.quantizer import stored_shape
+from projclust.hf.swap import Shape, input_embedding
 
 from .compress import REPORT_FILE
 
@@ -40,8 +42,14 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
     weight = next((tensor for key, tensor in embedding.items() if key.endswith("weight")), None)
     if weight is None:
         raise CheckpointError(f"{path} holds no weights for its embedding {name}")
-    if weight.shape[0] != n or (method is None and weight.shape != (n, d)):
-        raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {n} x {d}")
+    wanted: tuple[int, ...] = (n, d)
+    if method == "projclust":
+        settings, shape = _settings(folder, config)
+        if (shape.n, shape.d) != (n, d):
+            raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.n} x {shape.d}")
+        wanted = shape.stored["weight"]
+    if weight.shape != wanted:
+        raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
     total = sum(tensor.bytes for tensor in tensors.values())
     stored = sum(tensor.bytes for tensor in embedding.values())
     parts = {key: {"shape": list(t.shape), "dtype": t.dtype, "bytes": t.bytes} for key, t in sorted(embedding.items())}
@@ -58,7 +66,9 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         "parts": parts,
     }
     if method == "projclust":
-        result |= _compression(folder, config, embedding)
+        factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
+        result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
+        result |= _compression(folder, settings, weight.dtype)
     return result
 
 
@@ -77,22 +87,27 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
     return name, embedding.num_embeddings, embedding.embedding_dim
 
 
-def _compression(folder: Path, config: dict[str, Any], embedding: dict[str, Any]) -> dict[str, Any]:
+def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, Shape]:
+    """What config.json says of the compression."""
     settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
-    if settings.version != FORMAT_VERSION:
+    if settings.version not in FORMAT_VERSIONS:
         raise CheckpointError(f"{folder} has projclust format {settings.version!r}: upgrade projclust")
     try:
-        settings.check_shapes()
-    except ProjclustError as error:
-        raise CheckpointError(f"{folder} is damaged: {error}") from None
+        return settings, stored_shape(settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[str, Any]:
     result = {
         "k": settings.n_clusters,
         "j": settings.rank,
-        "ranks": [settings.rank] * settings.n_clusters,
+        "ranks": settings.cluster_ranks or [settings.rank] * settings.n_clusters,
+        "loss": settings.loss,
         "affine": settings.affine,
         "method": settings.method,
         "weights": getattr(settings, "weights", "uniform"),
-        "codes": next((part.dtype for name, part in embedding.items() if name.endswith("weight")), None),
+        "codes": codes,
         "seed": settings.seed,
         "format_version": settings.version,
         "relative_error": None,

@@ -1,5 +1,7 @@
 """The factors of a compressed embedding table, shared by the lookup and the tied output head."""
 
+from collections.abc import Sequence
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +15,18 @@ class RowOrder(NamedTuple):
 
     Attributes:
         position: (n,) int64; row i of the table is row ``position[i]`` of the coefficients.
+        rows: (n,) int64, the inverse: row i of the coefficients is row ``rows[i]`` of the table.
         ends: (k,) int64; the first position after each cluster.
         sizes: rows of each cluster, in cluster order.
+        starts: (n,) int64; row i's coefficients begin at element ``starts[i]`` of the flat ones. Unequal ranks only.
         of: the state of `clusters` this was built from.
     """
 
     position: Tensor
+    rows: Tensor
     ends: Tensor
     sizes: list[int]
+    starts: Tensor | None
     of: tuple[int, int, torch.device]
 
 
@@ -35,12 +41,21 @@ class FactorizedTable(nn.Module):
     contiguous slice, which the output head multiplies without gathering; where a vocabulary row lies follows from
     `clusters` and is never stored.
 
+    Clusters may have ranks of their own. Then nothing is padded: the coefficients are flat, each cluster's slice of
+    them a matrix of its rank, and the bases lie one below the other.
+
     Attributes:
-        weight: (n, j) coefficients, cluster by cluster.
-        bases: (k, j, d).
+        weight: (n, j) coefficients, cluster by cluster; of unequal ranks (sum of n_c * j_c,).
+        bases: (k, j, d); of unequal ranks (sum of j_c, d).
         means: (k, d) or None.
         clusters: (n,) the cluster of each vocabulary row, uint8 (k <= 256) or int32; a buffer of the primary table
             only. Secondary tables (a tied head) share the factors and read `clusters` from the primary.
+        rank: the largest rank.
+        ranks: of each cluster.
+        cluster_sizes: the rows of each cluster, which `clusters` must keep to; None for equal ranks.
+
+    Raises:
+        ProjclustError: unequal ranks and sizes of clusters are not one for each cluster, or sizes not n in all.
     """
 
     weight: nn.Parameter
@@ -53,17 +68,35 @@ class FactorizedTable(nn.Module):
         n_rows: int,
         dim: int,
         n_clusters: int,
-        rank: int,
+        rank: int | Sequence[int],
         affine: bool,
         dtype: torch.dtype | None,
         device: torch.device | str | None,
         primary: "FactorizedTable | None",
+        cluster_sizes: Sequence[int] | None,
     ) -> None:
         super().__init__()
         self.n_clusters = n_clusters
-        self.rank = rank
-        self.weight = nn.Parameter(torch.empty(n_rows, rank, dtype=dtype, device=device))
-        self.bases = nn.Parameter(torch.empty(n_clusters, rank, dim, dtype=dtype, device=device))
+        self.cluster_sizes = None if cluster_sizes is None else list(cluster_sizes)
+        self.ranks = [rank] * n_clusters if isinstance(rank, int) else list(rank)
+        weight_shape: tuple[int, ...]
+        bases_shape: tuple[int, ...]
+        if isinstance(rank, int) and self.cluster_sizes is None:
+            weight_shape, bases_shape = (n_rows, rank), (n_clusters, rank, dim)
+        elif (
+            self.cluster_sizes is not None
+            and not isinstance(rank, int)
+            and len(self.cluster_sizes) == len(self.ranks) == n_clusters
+            and sum(self.cluster_sizes) == n_rows
+        ):
+            weight_shape, bases_shape = (sum(map(mul, self.cluster_sizes, self.ranks)),), (sum(self.ranks), dim)
+        else:
+            raise ProjclustError(
+                f"unequal ranks are one for each of {n_clusters} clusters, and so are sizes, {n_rows} rows together"
+            )
+        self.rank = max(self.ranks)
+        self.weight = nn.Parameter(torch.empty(weight_shape, dtype=dtype, device=device))
+        self.bases = nn.Parameter(torch.empty(bases_shape, dtype=dtype, device=device))
         means = nn.Parameter(torch.empty(n_clusters, dim, dtype=dtype, device=device)) if affine else None
         self.register_parameter("means", means)
         # A list, so that the primary does not become a submodule of its secondary.
@@ -87,7 +120,7 @@ class FactorizedTable(nn.Module):
         """Where each vocabulary row lies in `weight`; built anew when `clusters` was changed or moved.
 
         Raises:
-            ProjclustError: a cluster id is not one of the k.
+            ProjclustError: a cluster id is not one of the k, or the clusters have other sizes than the coefficients.
         """
         owner = self.primary
         order = owner._row_order
@@ -102,8 +135,16 @@ class FactorizedTable(nn.Module):
             rows = clusters.argsort(stable=True)
             position = torch.empty_like(rows)
             position[rows] = torch.arange(len(rows), device=rows.device)
-            sizes = torch.bincount(clusters, minlength=owner.n_clusters)
-            owner._row_order = RowOrder(position, sizes.cumsum(0), sizes.tolist(), _state(owner.clusters))
+            counts = torch.bincount(clusters, minlength=owner.n_clusters)
+            ends, sizes, starts = counts.cumsum(0), counts.tolist(), None
+            if owner.cluster_sizes is not None:
+                if sizes != owner.cluster_sizes:
+                    raise ProjclustError("the cluster ids do not give the clusters the sizes of their coefficients")
+                ranks = torch.tensor(owner.ranks, device=rows.device)
+                lengths = counts * ranks
+                row_in_cluster = position - (ends - counts)[clusters]
+                starts = (lengths.cumsum(0) - lengths)[clusters] + row_in_cluster * ranks[clusters]
+            owner._row_order = RowOrder(position, rows, ends, sizes, starts, _state(owner.clusters))
         return owner._row_order
 
     @torch.no_grad()
@@ -112,32 +153,45 @@ class FactorizedTable(nn.Module):
 
         Args:
             labels: (n,) cluster of each vocabulary row.
-            coefficients: (n, j) in vocabulary order; like the rest, of any float dtype and on any device.
+            coefficients: (n, j) in vocabulary order; like the rest, of any float dtype and on any device. Of unequal
+                ranks j is the largest, and what lies beyond a cluster's own is left out, here and in `bases`.
             bases: (k, j, d).
             means: (k, d), or None for a table without means.
+
+        Raises:
+            ProjclustError: the labels do not give the clusters their sizes.
         """
         self.clusters.copy_(labels)
         self._row_order = None
-        order = labels.argsort(stable=True)
-        self.weight.copy_(coefficients[order])
-        self.bases.copy_(bases)
+        sizes = self.row_order().sizes
+        grouped = coefficients[labels.argsort(stable=True)].split(sizes)
+        for part, given in zip(by_cluster(self.weight, sizes, self.ranks), grouped, strict=True):
+            part.copy_(given[:, : part.shape[1]])
+        for basis, given in zip(self.basis_of_each(), bases, strict=True):
+            basis.copy_(given[: len(basis)])
         if self.means is not None and means is not None:
             self.means.copy_(means)
-        self.row_order()
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
         """(n, d) the table itself, in the factors' dtype. For export only: no forward pass builds it."""
         order = self.row_order()
-        rows = torch.cat([_rebuild(*parts) for parts in self._by_cluster(self.weight, order.sizes)])
+        parts = by_cluster(self.weight, order.sizes, self.ranks)
+        rows = torch.cat(list(map(_rebuild, parts, self.basis_of_each(), self.mean_of_each())))
         return rows[order.position.to(rows.device)].to(self.weight.dtype)
 
-    def _by_cluster(self, coefficients: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """(coefficients, basis, mean) of each cluster; `coefficients` grouped by cluster in groups of `sizes`."""
-        # unbind, whose backward stacks: indexing would make a zero gradient of all bases for every cluster.
-        bases = self.bases.unbind(0)
-        means = [None] * len(sizes) if self.means is None else list(self.means.unbind(0))
-        return list(zip(coefficients.split(sizes), bases, means, strict=True))
+    def basis_of_each(self) -> Sequence[Tensor]:
+        """The (j_c, d) basis of each cluster."""
+        # split, whose backward is one cat: indexing would make a zero gradient of all bases for every cluster.
+        return self.bases.flatten(0, -2).split(self.ranks)
+
+    def mean_of_each(self) -> Sequence[Tensor | None]:
+        """The (d,) mean of each cluster, or None."""
+        return [None] * self.n_clusters if self.means is None else self.means.unbind(0)
+
+    def ranks_text(self) -> str:
+        """The ranks, for `extra_repr`."""
+        return f"j={self.rank}" if self.cluster_sizes is None else f"j={min(self.ranks)}..{self.rank}"
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -153,6 +207,18 @@ class FactorizedTable(nn.Module):
         # Now rather than on first use, so that a compiled forward finds it.
         if built and not self.primary.clusters.is_meta:
             self.row_order()
+
+
+def by_cluster(weight: Tensor, sizes: Sequence[int], ranks: Sequence[int]) -> list[Tensor]:
+    """The (n_c, j_c) coefficients of each cluster, views of what `weight` holds cluster by cluster."""
+    # split, as for the bases.
+    parts = weight.flatten().split([size * rank for size, rank in zip(sizes, ranks, strict=True)])
+    return [part.view(size, rank) for part, size, rank in zip(parts, sizes, ranks, strict=True)]
+
+
+def in_compiler() -> bool:
+    """Whether operations are being recorded (torch.compile, torch.export, torch.jit.trace) and not just run."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 def _state(clusters: Tensor) -> tuple[int, int, torch.device]:

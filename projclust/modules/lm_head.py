@@ -1,10 +1,19 @@
 """`ProjectiveLMHead`: the output layer tied to a `ProjectiveEmbedding`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from .factorized import FactorizedTable
+from .factorized import FactorizedTable, by_cluster, in_compiler
+
+# Positions a block: fewer make matrix products slow, more make the buffer large for nothing.
+_BLOCK = 256
+# Elements a row of the buffer is rounded up to: a cache line or more in every dtype.
+_ALIGNMENT = 64
 
 
 class ProjectiveLMHead(FactorizedTable):
@@ -16,7 +25,7 @@ class ProjectiveLMHead(FactorizedTable):
     Args:
         in_features: d.
         out_features: n, the size of the vocabulary.
-        n_clusters, rank, affine: as those of `primary`.
+        n_clusters, rank, affine, cluster_sizes: as those of `primary`.
         bias: whether there is a bias of n entries.
         primary: the embedding whose factors this head shares by parameter tying.
     """
@@ -28,14 +37,15 @@ class ProjectiveLMHead(FactorizedTable):
         in_features: int,
         out_features: int,
         n_clusters: int,
-        rank: int,
+        rank: int | Sequence[int],
         affine: bool = False,
         bias: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         primary: FactorizedTable | None = None,
+        cluster_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, n_clusters, rank, affine, dtype, device, primary)
+        super().__init__(out_features, in_features, n_clusters, rank, affine, dtype, device, primary, cluster_sizes)
         self.in_features = in_features
         self.out_features = out_features
         unset = nn.Parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
@@ -44,15 +54,133 @@ class ProjectiveLMHead(FactorizedTable):
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of shape ``hidden.shape[:-1] + (n,)``."""
         order = self.row_order()
-        inner = F.linear(hidden, self.bases.flatten(0, 1)).unflatten(-1, (self.n_clusters, self.rank))
-        parts = []
-        for cluster, (coefficients, _, mean) in enumerate(self._by_cluster(self.weight, order.sizes)):
-            part = F.linear(inner[..., cluster, :], coefficients)
-            parts.append(part if mean is None else part + F.linear(hidden, mean.unsqueeze(0)))
-        logits = torch.cat(parts, -1).index_select(-1, order.position.to(hidden.device))
-        # Cast first, as nn.Linear does under autocast: the sum stays in the dtype of the products.
-        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
+        position = order.position.to(hidden.device)
+        inner = F.linear(hidden, self.bases.flatten(0, -2))  # (..., k*j)
+        shift = None if self.means is None else F.linear(hidden, self.means)  # (..., k)
+        # Everything in the dtype of the products, as nn.Linear does under autocast.
+        weight = self.weight.to(inner.dtype)
+        bias = None if self.bias is None else self.bias.to(inner.dtype)
+        if in_compiler():
+            return _plain_logits(inner, shift, weight, bias, position, order.sizes, self.ranks)
+        rows = order.rows.to(hidden.device)
+        flat_inner = inner.reshape(-1, inner.shape[-1])
+        flat_shift = None if shift is None else shift.reshape(-1, self.n_clusters)
+        logits: Tensor = _BlockedLogits.apply(
+            flat_inner, flat_shift, weight, bias, position, rows, order.sizes, self.ranks
+        )
+        return logits.view(*hidden.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        text = f"in_features={self.in_features}, out_features={self.out_features}, k={self.n_clusters}, j={self.rank}"
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        text = f"{shape}, k={self.n_clusters}, {self.ranks_text()}"
         return text + (", affine" if self.means is not None else "") + f", bias={self.bias is not None}"
+
+
+def _plain_logits(
+    inner: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    sizes: list[int],
+    ranks: list[int],
+) -> Tensor:
+    """Logits by operations that a compiler can follow for any number of positions, and fuse."""
+    parts = list(map(F.linear, inner.split(ranks, -1), by_cluster(weight, sizes, ranks)))
+    if shift is not None:
+        parts = [part + offset for part, offset in zip(parts, shift.split(1, -1), strict=True)]
+    logits = torch.cat(parts, -1).index_select(-1, position)
+    return logits if bias is None else logits + bias
+
+
+class _BlockedLogits(torch.autograd.Function):
+    """Logits of N positions, block by block: cluster by cluster into a buffer, then from there in vocabulary order.
+
+    So nothing of the logits' size is made but the logits, in either direction.
+
+    Inputs: inner (N, k*j), or (N, sum of j_c) of unequal ranks; shift (N, k) or None; weight and ranks as in
+    `FactorizedTable`; bias (n,) or None; position (n,), rows (n,) and sizes as in `RowOrder`. Output: (N, n).
+    """
+
+    @staticmethod
+    def forward(
+        inner: Tensor,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        position: Tensor,
+        rows: Tensor,
+        sizes: list[int],
+        ranks: list[int],
+    ) -> Tensor:
+        n = len(rows)
+        stored = by_cluster(weight, sizes, ranks)
+        start = weight.new_zeros(n) if bias is None else bias.index_select(0, rows)
+        starts = start.split(sizes)
+        logits = inner.new_empty(len(inner), n)
+        buffer = _block_buffer(logits)
+        for block in _blocks(len(inner)):
+            codes = inner[block].split(ranks, 1)
+            grouped = buffer[: len(inner[block])]
+            if shift is not None:
+                starts = tuple(map(torch.add, start.split(sizes), shift[block].split(1, 1)))
+            parts = grouped.split(sizes, 1)
+            for code, coefficients, initial, part in zip(codes, stored, starts, parts, strict=True):
+                torch.addmm(initial, code, coefficients.t(), out=part)
+            torch.gather(grouped, 1, position.expand_as(grouped), out=logits[block])
+        return logits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        inner, _, weight, _, _, rows, ctx.sizes, ctx.ranks = inputs
+        ctx.save_for_backward(inner, weight, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inner, weight, rows = ctx.saved_tensors
+        wants_inner, wants_shift, wants_weight, wants_bias = ctx.needs_input_grad[:4]
+        stored = by_cluster(weight, ctx.sizes, ctx.ranks)
+        to_inner = torch.empty_like(inner)
+        to_shift = inner.new_empty(len(inner), len(ctx.sizes))
+        # Half precision would lose what many blocks add.
+        to_weight = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+        to_stored = by_cluster(to_weight, ctx.sizes, ctx.ranks)
+        buffer = _block_buffer(gradient)
+        for block in _blocks(len(inner)) if wants_inner or wants_shift or wants_weight else []:
+            grouped = buffer[: len(inner[block])]
+            torch.gather(gradient[block], 1, rows.expand_as(grouped), out=grouped)
+            parts = grouped.split(ctx.sizes, 1)
+            if wants_inner:
+                outs = to_inner[block].split(ctx.ranks, 1)
+                for part, coefficients, out in zip(parts, stored, outs, strict=True):
+                    torch.mm(part, coefficients, out=out)
+            if wants_shift:
+                to_shift[block] = torch.stack([part.sum(1) for part in parts], 1)
+            if wants_weight:
+                codes = inner[block].split(ctx.ranks, 1)
+                for part, code, out in zip(parts, codes, to_stored, strict=True):
+                    if out.dtype == part.dtype:
+                        out.addmm_(part.t(), code)
+                    else:
+                        out.add_(part.t() @ code)
+        return (
+            to_inner if wants_inner else None,
+            to_shift if wants_shift else None,
+            to_weight.to(weight.dtype) if wants_weight else None,
+            gradient.sum(0) if wants_bias else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _blocks(positions: int) -> list[slice]:
+    return [slice(start, start + _BLOCK) for start in range(0, positions, _BLOCK)]
+
+
+def _block_buffer(logits: Tensor) -> Tensor:
+    """Room for one block of `logits`, whose rows start on cache lines: products into unaligned rows are much slower."""
+    positions, n = logits.shape
+    return logits.new_empty(min(positions, _BLOCK), -(-n // _ALIGNMENT) * _ALIGNMENT)[:, :n]

@@ -15,7 +15,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 def plot_fit(
     path: Path,
     report: dict[str, Any],
-    error_by_rank: list[float],
+    error_by_rank: list[float] | None,
     svd_error_by_rank: list[float],
 ) -> None:
     """Cost after each step, and error against rank for these clusters and for SVD.
@@ -23,26 +23,33 @@ def plot_fit(
     Args:
         path: the PNG to write.
         report: of the compression.
-        error_by_rank: relative squared error of the fitted clusters at every rank from 0.
+        error_by_rank: relative squared error of the fitted clusters at every rank from 0; None where it is not known.
         svd_error_by_rank: the same for one subspace of the whole table.
     """
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     history = report["cost_history"]
     left.plot(range(1, len(history) + 1), history, marker="o", color=BLUE)
     left.set(
-        title="Cost after each step", xlabel="step (the last one is the exact finish)", ylabel="weighted squared error"
+        title="Cost after each step",
+        xlabel="step (the last one is the exact finish)",
+        ylabel="weighted squared error" if report["loss"] == "l2" else f"weighted {report['loss']} loss",
     )
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
 
     k, j, svd = report["k"], report["j"], report["same_size_svd"]
-    right.plot(error_by_rank, color=BLUE, label=f"these {k} clusters" if k > 1 else "one subspace")
-    if k > 1:
+    least, most = min(report["ranks"]), max(report["ranks"])
+    if error_by_rank is not None:
+        clusters = f"these {k} clusters" + ", of equal ranks" * (least < most)
+        right.plot(error_by_rank, color=BLUE, label=clusters if k > 1 else "one subspace")
+    if k > 1 or error_by_rank is None:
         right.plot(svd_error_by_rank, color=ORANGE, label="SVD (one subspace)")
         right.plot(
             svd["j"], svd["weighted_relative_error"], "s", color=ORANGE, label=f"SVD of equal size, rank {svd['j']}"
         )
-    right.plot(j, report["weighted_relative_error"], "o", color=BLUE, label=f"stored, rank {j}")
+    # Unequal ranks stand where equal ones of as many parameters do.
+    stored = f"rank {j}" if least == most else f"ranks {least} to {most}"
+    right.plot(j, report["weighted_relative_error"], "o", color=BLUE, label=f"stored, {stored}")
     right.set(title="Error against rank", xlabel="rank", ylabel="relative squared error", ylim=(0, 1))
     right.grid(alpha=0.3)
     right.legend()

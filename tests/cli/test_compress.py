@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +9,17 @@ import torch
 import yaml
 from commandline import Cli, snapshot
 from safetensors.torch import load_file
-from tiny_models import VOCABULARY, WIDTH, tiny_model
+from tiny_models import VOCABULARY, WIDTH, tiny_model, uneven_model
 
-from projclust.cli.compress import MethodName
+from projclust.cli.compress import LossName, MethodName, RanksName
 from projclust.cli.options import CodesName, DeviceName
 from projclust.clustering import Method
+from projclust.clustering.ranks import Ranks
+from projclust.clustering.robust import Loss
 from projclust.hf.config import CODES
 
 REPORT_FIELDS = {
-    *("model", "method", "k", "j", "affine", "n", "d", "seed", "weights", "codes", "device"),
+    *("model", "method", "k", "j", "loss", "affine", "n", "d", "seed", "weights", "codes", "device"),
     *("params_dense", "params_stored", "compression_rate"),
     *("bytes_dense", "bytes_stored", "bits_per_weight"),
     *("relative_error", "weighted_relative_error"),
@@ -108,6 +112,70 @@ def test_baselines_and_their_sizes(cli: Cli, tiny_folder: Path, tmp_path: Path) 
     svd = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())
     same = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())["same_size_svd"]
     assert same == {"j": svd["j"], "weighted_relative_error": pytest.approx(svd["relative_error"], rel=1e-4)}
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_adaptive_ranks_from_the_dry_run_to_the_card(cli: Cli, tmp_path: Path, affine: bool) -> None:
+    uneven_model("bert").save_pretrained(tmp_path / "dense")
+    arguments = (tmp_path / "dense", "--k", 3, "--ratio", 0.5, "--ranks", "adaptive", *["--affine"] * affine)
+    out = tmp_path / "out"
+    plan = compress(cli, *arguments, "-o", out, "--dry-run")
+    assert plan["ranks"] is None
+    human = cli("compress", *arguments, "-o", out, "--dry-run").out
+    assert f"-> at most {plan['params_stored']:,}" in human
+    assert "adaptive ranks" in human
+    report = compress(cli, *arguments, "-o", out)
+    assert set(plan) == set(report)
+    assert report["j"] == plan["j"]
+    ranks, sizes = report["ranks"], report["cluster_sizes"]
+    assert len(set(ranks)) > 1
+    means = 3 * WIDTH if affine else 0
+    parameters = sum((size + WIDTH) * rank for size, rank in zip(sizes, ranks, strict=True)) + means
+    assert report["params_stored"] == parameters <= plan["params_stored"]
+    assert report["compression_rate"] == 1 - parameters / (VOCABULARY * WIDTH) >= 0.5
+    assert report["bytes_stored"] == 4 * parameters + VOCABULARY <= plan["bytes_stored"]
+    assert report["model_bytes_stored"] <= plan["model_bytes_stored"]
+    assert report["same_size_svd"]["j"] == parameters // (VOCABULARY + WIDTH)
+    assert report["loss"] == "l2"
+
+    from transformers import AutoModel
+
+    table = load_file(tmp_path / "dense" / "model.safetensors")["bert.embeddings.word_embeddings.weight"].double()
+    rebuilt = AutoModel.from_pretrained(out).get_input_embeddings().dense_weight().double()
+    error = ((rebuilt - table).square().sum() / table.square().sum()).item()
+    assert report["relative_error"] == pytest.approx(error, rel=1e-4)
+    span = f"{min(ranks)} to {max(ranks)}"
+    assert f"dimensions {span} and is stored as its coordinates there" in (out / "README.md").read_text()
+    assert f"adaptive ranks {span} (budget of j={report['j']})" in (out / "README.md").read_text()
+    assert yaml.safe_load((out / "projclust_options.yaml").read_text())["ranks"] == "adaptive"
+    shown = cli("inspect", out, "--format", "json").json
+    for name in ("k", "j", "ranks", "loss", "params_stored", "bytes_stored", "relative_error"):
+        assert shown[name] == report[name], name
+    assert f"j={report['j']}" + ", affine" * affine + f", ranks {span}" in cli("inspect", out).out
+    # The recorded options make it again, and it expands to a stock checkpoint.
+    compress(cli, "--config", out / "projclust_options.yaml", "-o", tmp_path / "again")
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "again"))
+    assert first == second
+    assert cli("expand", out, "-o", tmp_path / "stock").code == 0
+    stock = load_file(tmp_path / "stock" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    assert torch.allclose(stock.double(), rebuilt, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+@pytest.mark.parametrize("method", ["projective", "svd"])
+def test_a_robust_loss_is_used_and_named(cli: Cli, tiny_folder: Path, tmp_path: Path, loss: str, method: str) -> None:
+    arguments = (tiny_folder, "--j", 5, "--method", method)
+    report = compress(cli, *arguments, "--loss", loss, "-o", tmp_path / "robust")
+    squares = compress(cli, *arguments, "-o", tmp_path / "squares")
+    assert report["loss"] == loss
+    assert report["params_stored"] == squares["params_stored"]
+    assert report["relative_error"] != squares["relative_error"]
+    assert f", loss {loss}, row weights" in (tmp_path / "robust" / "README.md").read_text()
+    assert "loss" not in (tmp_path / "squares" / "README.md").read_text()
+    assert f", loss {loss}" in cli("inspect", tmp_path / "robust").out
+    stored = json.loads((tmp_path / "robust" / "config.json").read_text())["quantization_config"]
+    assert (stored["loss"], stored["version"]) == (loss, 1)
+    assert (tmp_path / "robust" / "projclust_fit.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("codes", ["float16", "bfloat16"])
@@ -257,6 +325,8 @@ def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp
 
 def test_choices_of_the_command_line_are_those_of_the_library() -> None:
     assert [choice.value for choice in MethodName] == [method.value for method in Method]
+    assert [choice.value for choice in RanksName] == [ranks.value for ranks in Ranks]
+    assert [choice.value for choice in LossName] == [loss.value for loss in Loss]
     assert [choice.value for choice in CodesName] == list(CODES)
     assert all(hasattr(torch, choice.value) for choice in CodesName)
     assert [choice.value for choice in DeviceName] == ["auto", "cpu", "cuda"]
@@ -275,3 +345,23 @@ def test_defaults_of_the_command_line_are_those_of_the_library(cli: Cli, tiny_fo
     library = ProjClustConfig().to_dict()
     for name in ("n_clusters", "seed", "restarts", "max_iter", "tol", "method", "codes", "affine"):
         assert stored[name] == library[name], name
+    assert not {"ranks", "loss"} & set(stored)  # not stored where they are the library's defaults
+
+
+def test_two_processes_write_what_one_writes(tiny_folder: Path, tmp_path: Path) -> None:
+    folders = {}
+    for processes in (1, 2):
+        folders[processes] = tmp_path / f"by-{processes}"
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "projclust", "compress", tiny_folder]
+        command += ["--k", "3", "--j", "5", "-o", folders[processes], "--format", "json", "--device", "cpu"]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert json.loads(result.stdout)["output"] == str(folders[processes])  # printed once
+    alone, together = (load_file(folder / "model.safetensors") for folder in folders.values())
+    assert alone.keys() == together.keys()
+    assert all(torch.allclose(alone[name].float(), together[name].float(), atol=1e-4) for name in alone)
+    # A mistake is one line, however many processes make it.
+    again = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode != 0
+    assert again.stderr.count("error: ") == 1

@@ -36,6 +36,13 @@ Refused = Callable[..., str]
         (["--k", "3", "--j", "five"], "valid integer"),
         (["--k", "3", "--j", "5", "--method", "magic"], "magic"),
         (["--k", "3", "--j", "5", "--method", "svd"], "drop --k"),
+        (["--k", "3", "--j", "5", "--ranks", "unequal"], "unequal"),
+        (["--k", "3", "--j", "5", "--loss", "l3"], "l3"),
+        (["--k", "1", "--j", "5", "--ranks", "adaptive"], "adaptive ranks are of several subspaces"),
+        (["--j", "5", "--ranks", "adaptive", "--method", "svd"], "adaptive ranks are of several subspaces"),
+        (["--j", "5", "--ranks", "adaptive", "--method", "random"], "adaptive ranks are of several subspaces"),
+        (["--j", "5", "--ranks", "adaptive", "--loss", "l1"], "use loss l2"),
+        (["--j", "5", "--method", "random", "--loss", "huber"], "its loss must be l2"),
         (["--k", "3", "--j", "5", "--codes", "int4"], "int4"),
         (["--k", "3", "--j", "5", "--weights", "wordfreq"], "uniform or counts:FILE"),
         (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
@@ -88,6 +95,24 @@ def test_a_damaged_report(refused: Refused, cli: Cli, tiny_folder: Path, tmp_pat
     for name, value in (("versions", None), ("relative_error", "x"), ("model", 3)):
         file.write_text(json.dumps({**report, name: value}))
         assert f"projclust_report.json is damaged: {name}" in refused("inspect", tmp_path / "out")
+
+
+def test_options_that_exclude_each_other_are_refused_before_the_model_is_looked_for(refused: Refused) -> None:
+    message = refused("compress", "no/such-model", "--j", 5, "--ranks", "adaptive", "--loss", "l1")
+    assert "use loss l2" in message
+
+
+def test_weights_that_are_not_of_the_stated_ranks(refused: Refused, adaptive_folder: Path) -> None:
+    file = adaptive_folder / "config.json"
+    config = json.loads(file.read_text())
+    stored = config["quantization_config"]
+    for fields, message in (
+        ({"cluster_ranks": [rank + 1 for rank in stored["cluster_ranks"]]}, "is damaged"),
+        ({"cluster_ranks": [1]}, "damaged checkpoint: quantization_config has cluster_ranks"),
+        ({"num_embeddings": 121, "cluster_sizes": [121, 0, 0]}, "but its factors 121 x 16"),
+    ):
+        file.write_text(json.dumps({**config, "quantization_config": {**stored, **fields}}))
+        assert message in refused("inspect", adaptive_folder)
 
 
 def test_names_too_long_and_empty(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:

@@ -252,6 +252,14 @@ def test_unequal_ranks_spend_no_more_and_save(weighted: bool, affine: bool) -> N
     assert torch.allclose(fitted.transform(rows, fitted.labels_), fitted.coefficients_, atol=1e-4)
 
 
+def test_unequal_ranks_are_never_worse() -> None:
+    for seed in range(8):
+        rows = torch.randn(120, 16, generator=torch.Generator().manual_seed(seed))
+        equal, fitted = (ProjectiveClustering(2, 5, ranks=ranks).fit(rows) for ranks in ("equal", "adaptive"))
+        assert fitted.inertia_ <= equal.inertia_
+        assert parameters(fitted) <= parameters(equal)
+
+
 @pytest.mark.parametrize("method", ["projective", "svd"])
 def test_far_rows_do_not_dominate_robust_losses(method: str) -> None:
     # Two lines and a few far rows: least squares turns towards those, absolute and Huber errors do not.

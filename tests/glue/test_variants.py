@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from projclust.errors import ProjclustError
@@ -58,6 +60,20 @@ def test_options_of_a_variant_win_over_a_common_rank() -> None:
         shapes("projective", Size(k=5, j=384))
 
 
+def test_options_of_the_fit_count_where_they_are_used() -> None:
+    plain, adaptive, robust = (
+        parse_variant(spec, Size(), N, D) for spec in ("projective", "projective:ranks=adaptive", "projective:loss=l1")
+    )
+    assert adaptive.label == "projective, k=5, j=216, adaptive ranks"
+    assert robust.label == "projective, k=5, j=216, l1 loss"
+    assert plain == replace(parse_variant("projective:ranks=equal:loss=l2", Size(), N, D), name="projective")
+    # What a result was hashed with before there were such options.
+    fields = {"method": "projective", "k": 5, "j": 216, "affine": False, "codes": None}
+    assert plain.identity() == fields
+    assert adaptive.identity() == {**fields, "ranks": "adaptive"}
+    assert robust.identity() == {**fields, "loss": "l1"}
+
+
 def test_a_variant_named_twice_is_measured_once() -> None:
     assert list(shapes("dense,dense,svd", Size())) == ["dense", "svd"]
 
@@ -77,6 +93,10 @@ def test_a_variant_named_twice_is_measured_once() -> None:
         ("projective:codes=int3", "the option 'codes=int3'"),
         ("projective:colour=red", "the option 'colour=red'"),
         ("svd:k=2", "svd is one subspace"),
+        ("svd:ranks=adaptive", "the variant svd:ranks=adaptive: adaptive ranks are of several"),
+        ("projective:ranks=uneven", "ranks must be one of equal, adaptive"),
+        ("projective:loss=l3", "loss must be one of l2, l1, huber"),
+        ("random:loss=l1", "its loss must be l2"),
         ("dense:k=2", "takes no options"),
         ("dense,best", "best chooses among compressed ones"),
     ],

@@ -1,25 +1,33 @@
 """Every supported class: swap, save, load, tie, expand, train."""
 
 import copy
+import itertools
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
-from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, VOCABULARY, inputs_for, logits, tiny_model
+from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, VOCABULARY, inputs_for, logits, tiny_model, uneven_model
 
 from projclust import ProjclustError, ProjectiveEmbedding, compress_model
+from projclust.clustering.ranks import Ranks
+from projclust.clustering.robust import Loss
 from projclust.modules import FactorizedTable
 
 ALL = sorted(BUILDERS)
+ADAPTIVE = ("bert", "gemma3", "gpt2", "t5")
+EVERY_RANKS = [*((name, "equal") for name in ALL), *((name, "adaptive") for name in ADAPTIVE)]
 
 
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("name", ALL)
-def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(name: str, affine: bool, tmp_path: Path) -> None:
-    dense = tiny_model(name)
-    model = compress_model(copy.deepcopy(dense), k=3, j=5, affine=affine)
+@pytest.mark.parametrize(("name", "ranks"), EVERY_RANKS)
+def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(
+    name: str, ranks: str, affine: bool, tmp_path: Path
+) -> None:
+    dense = tiny_model(name) if ranks == "equal" else uneven_model(name)
+    model = compress_model(copy.deepcopy(dense), k=3, j=5, affine=affine, ranks=ranks)
+    assert (len(set(model.get_input_embeddings().ranks)) > 1) == (ranks == "adaptive")
     out = logits(model, name)
     assert not torch.allclose(out, logits(dense, name), atol=1e-3)  # it is compressed
     model.save_pretrained(tmp_path / "first")
@@ -43,9 +51,9 @@ def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(name: str, 
     assert torch.allclose(logits(stock, name), out, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_ties_survive_copies_and_everything_trains(name: str) -> None:
-    model = compress_model(tiny_model(name), k=3, j=5, affine=True)
+@pytest.mark.parametrize(("name", "ranks"), EVERY_RANKS)
+def test_ties_survive_copies_and_everything_trains(name: str, ranks: str) -> None:
+    model = compress_model(uneven_model(name), k=3, j=5, affine=True, ranks=ranks)
     out = logits(model, name)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         twin.tie_weights()
@@ -66,9 +74,10 @@ def test_ties_survive_copies_and_everything_trains(name: str) -> None:
         assert gradient.any(), factor
 
 
+@pytest.mark.parametrize("ranks", ["equal", "adaptive"])
 @pytest.mark.parametrize("name", [*CAUSAL, *ENCODER_DECODERS])
-def test_generates_what_its_expanded_twin_generates(name: str) -> None:
-    model = compress_model(tiny_model(name), k=3, j=8)
+def test_generates_what_its_expanded_twin_generates(name: str, ranks: str) -> None:
+    model = compress_model(tiny_model(name), k=3, j=8, ranks=ranks)
     dense = copy.deepcopy(model).dequantize()
     prompt = inputs_for(name)["input_ids"]
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -80,6 +89,23 @@ def test_an_untied_head_stays_dense_and_a_tied_one_does_not() -> None:
     assert type(untied.get_output_embeddings()) is torch.nn.Linear
     tied = compress_model(tiny_model("qwen3"), k=3, j=5)
     assert not any(p.shape[0] == VOCABULARY and p.dim() == 2 and p.shape[1] > 5 for p in tied.parameters())
+
+
+def test_adaptive_ranks_take_no_more_parameters_and_lower_the_error() -> None:
+    dense = uneven_model("bert")
+    table = dense.get_input_embeddings().weight.detach().clone()
+    errors, sizes = [], []
+    for ranks in ("equal", Ranks.ADAPTIVE):
+        embedding = compress_model(copy.deepcopy(dense), k=3, j=5, ranks=ranks).get_input_embeddings()
+        errors.append(float((embedding.dense_weight() - table).square().sum()))
+        sizes.append(sum(getattr(embedding, name).numel() for name in embedding.factor_names()))
+    assert errors[1] < errors[0]
+    assert sizes[1] <= sizes[0]
+
+
+def test_a_robust_loss_bears_on_the_fit() -> None:
+    bases = [compress_model(uneven_model("bert"), k=3, j=5, loss=loss).get_input_embeddings().bases for loss in Loss]
+    assert not any(torch.equal(one, other) for one, other in itertools.pairwise(bases))
 
 
 def test_one_folder_loads_in_every_class_of_the_model(compressed_folder: Path) -> None:
@@ -111,11 +137,12 @@ def test_a_half_precision_model_is_compressed_in_its_own_dtype(tmp_path: Path) -
     assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
 
 
+@pytest.mark.parametrize("ranks", ["equal", "adaptive"])
 @pytest.mark.parametrize("codes", ["float16", "bfloat16"])
-def test_narrow_codes_are_stored_narrow_and_load_exactly(codes: str, tmp_path: Path) -> None:
+def test_narrow_codes_are_stored_narrow_and_load_exactly(codes: str, ranks: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    model = compress_model(tiny_model("bert"), k=3, j=5, codes=codes)
+    model = compress_model(uneven_model("bert"), k=3, j=5, codes=codes, ranks=ranks)
     model.save_pretrained(tmp_path / "first")
     stored = load_file(tmp_path / "first" / "model.safetensors")
     factors = {name: t.dtype for name, t in stored.items() if "word_embeddings" in name}
@@ -134,12 +161,14 @@ def test_narrow_codes_are_stored_narrow_and_load_exactly(codes: str, tmp_path: P
     assert first == second
 
 
-def test_compresses_while_loading(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fit", [{}, {"ranks": "adaptive"}, {"loss": "l1"}])
+def test_compresses_while_loading(tmp_path: Path, fit: dict[str, str]) -> None:
     from projclust import ProjClustConfig
 
-    config = ProjClustConfig(n_clusters=3, rank=5)
-    on_the_fly = hf.AutoModelForMaskedLM.from_pretrained(tiny_folder, quantization_config=config)
-    afterwards = compress_model(hf.AutoModelForMaskedLM.from_pretrained(tiny_folder), k=3, j=5)
+    uneven_model("bert").save_pretrained(tmp_path / "dense")
+    config = ProjClustConfig(n_clusters=3, rank=5, **fit)  # type: ignore[arg-type]
+    on_the_fly = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense", quantization_config=config)
+    afterwards = compress_model(hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense"), k=3, j=5, **fit)  # type: ignore[arg-type]
     assert torch.equal(logits(on_the_fly, "bert"), logits(afterwards, "bert"))
     on_the_fly.save_pretrained(tmp_path / "out")
     loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
@@ -280,6 +309,11 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
         ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j and ratio"),
         ({"k": 3, "j": 5, "codes": "int3"}, "codes must be one of"),
         ({"k": 3, "j": 5, "method": "magic"}, "unknown option"),
+        ({"k": 3, "j": 5, "ranks": "magic"}, "unknown option"),
+        ({"k": 3, "j": 5, "loss": "magic"}, "unknown option"),
+        ({"k": 1, "j": 5, "ranks": "adaptive"}, "adaptive ranks are of several subspaces"),
+        ({"k": 3, "j": 5, "ranks": "adaptive", "loss": "l1"}, "use loss l2"),
+        ({"k": 3, "j": 5, "method": "random", "loss": "l1"}, "its loss must be l2"),
     ],
 )
 def test_a_refused_compression_leaves_the_model_as_it_was(options: dict[str, object], message: str) -> None:

@@ -126,6 +126,9 @@ def test_a_config_that_is_no_json_object_is_refused(tiny_folder: Path, content: 
         ("num_embeddings", None),
         ("affine", 1),
         ("codes", "x"),
+        ("version", 2),
+        ("cluster_ranks", [5, 5, 5]),
+        ("cluster_sizes", [40, 40, 40]),
     ],
 )
 def test_impossible_shapes_in_the_config_are_refused(compressed_folder: Path, field: str, value: object) -> None:
@@ -135,6 +138,63 @@ def test_impossible_shapes_in_the_config_are_refused(compressed_folder: Path, fi
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="damaged checkpoint"):
         load_checkpoint(compressed_folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 1),
+        ("cluster_ranks", None),
+        ("cluster_ranks", 5),
+        ("cluster_ranks", []),
+        ("cluster_ranks", "abc"),
+        ("cluster_ranks", [5, 5]),
+        ("cluster_ranks", [5, 5, 5, 5]),
+        ("cluster_ranks", [5, 5, 5.0]),
+        ("cluster_ranks", [5, 5, True]),
+        ("cluster_ranks", [5, 5, 0]),
+        ("cluster_ranks", [5, 5, -1]),
+        ("cluster_ranks", [5, 5, 16]),
+        ("cluster_ranks", [5, 5, 10**30]),
+        ("cluster_sizes", None),
+        ("cluster_sizes", {}),
+        ("cluster_sizes", [60, 60]),
+        ("cluster_sizes", [121, -1, 0]),
+        ("cluster_sizes", [60, 60, 1]),
+        ("cluster_sizes", [40, 40, "40"]),
+        ("cluster_sizes", [40.0, 40, 40]),
+        ("cluster_sizes", [10**30, 0, 0]),
+        ("cluster_sizes", [[40], [40], [40]]),
+        ("n_clusters", 2),
+        ("num_embeddings", 119),
+    ],
+)
+def test_impossible_ranks_in_the_config_are_refused(adaptive_folder: Path, field: str, value: object) -> None:
+    file = adaptive_folder / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"][field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="damaged checkpoint") as caught:
+        load_checkpoint(adaptive_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_ranks_and_sizes_of_another_table_are_refused(adaptive_folder: Path) -> None:
+    file = adaptive_folder / "config.json"
+    config = json.loads(file.read_text())
+    stored = config["quantization_config"]
+    ranks, sizes = stored["cluster_ranks"], stored["cluster_sizes"]
+    for field, value in (
+        ("cluster_ranks", [ranks[0] + 1, *ranks[1:]]),
+        ("cluster_sizes", [sizes[0] - 1, sizes[1] + 1, sizes[2]]),
+        ("cluster_sizes", sizes[::-1]),
+        ("cluster_ranks", ranks[::-1]),
+    ):
+        file.write_text(json.dumps({**config, "quantization_config": {**stored, field: value}}))
+        with pytest.raises(CheckpointError, match="has shape|have other sizes"):
+            load_checkpoint(adaptive_folder)
+    file.write_text(json.dumps(config))
+    load_checkpoint(adaptive_folder)
 
 
 def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import resource
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
-from tiny_models import logits, tiny_model
+from tiny_models import logits, uneven_model
 
 from projclust import ProjclustError, compress_model
 from projclust.hf.checkpoint import load_checkpoint
@@ -14,9 +15,10 @@ from projclust.hf.checkpoint import load_checkpoint
 FLIPS = 1000
 
 
-def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", ["equal", "adaptive"])
+def test_flipped_bytes_never_escape_as_another_error(tmp_path: Path, ranks: str) -> None:
     intact = tmp_path / "intact"
-    compress_model(tiny_model("bert"), k=3, j=5, affine=True).save_pretrained(intact)
+    compress_model(uneven_model("bert"), k=3, j=5, affine=True, ranks=ranks).save_pretrained(intact)
     damaged = tmp_path / "damaged"
     shutil.copytree(intact, damaged)
     generator = random.Random(0)

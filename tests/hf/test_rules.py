@@ -21,11 +21,10 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_without_projclust_no_random_embedding_is_loaded(
-    compressed_folder: Path,
-) -> None:
+@pytest.mark.parametrize("folder", ["compressed_folder", "adaptive_folder"])
+def test_without_projclust_no_random_embedding_is_loaded(folder: str, request: pytest.FixtureRequest) -> None:
     # Rule 1: the coefficients are called weight, so that stock transformers stops at their shape.
-    code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(compressed_folder)!r})"
+    code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(request.getfixturevalue(folder))!r})"
     result = run_python(code)
     assert result.returncode != 0
     assert "size mismatch" in result.stderr.lower() or "mismatched" in result.stderr.lower()
@@ -107,9 +106,10 @@ def test_nothing_derived_or_constant_is_a_buffer() -> None:
         assert [buffer for buffer, _ in embedding.named_buffers()] == ["clusters"]
 
 
-def test_trainer_trains_saves_and_resumes(compressed_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["compressed_folder", "adaptive_folder"])
+def test_trainer_trains_saves_and_resumes(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     # Rule 6: Trainer refuses quantized models unless all three properties say yes.
-    model = hf.AutoModelForSequenceClassification.from_pretrained(compressed_folder)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(request.getfixturevalue(folder))
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     ids = inputs_for("bert")["input_ids"]
     rows = [{"input_ids": ids[i % 2], "labels": i % 2} for i in range(16)]
@@ -129,9 +129,10 @@ def test_trainer_trains_saves_and_resumes(compressed_folder: Path, tmp_path: Pat
     assert torch.equal(reloaded(ids).logits, model.eval()(ids).logits)
 
 
-def test_half_and_float_are_allowed(compressed_folder: Path) -> None:
+def test_half_and_float_are_allowed(compressed_folder: Path, adaptive_folder: Path) -> None:
     # Rule 6: transformers forbids them on what it takes for a quantized model.
-    for model in (hf.AutoModel.from_pretrained(compressed_folder), compress_model(tiny_model("bert"), k=3, j=5)):
+    loaded = [hf.AutoModel.from_pretrained(folder) for folder in (compressed_folder, adaptive_folder)]
+    for model in (*loaded, compress_model(tiny_model("bert"), k=3, j=5)):
         assert model.half().float().dtype == torch.float32
 
 
@@ -168,6 +169,25 @@ def test_damaged_factors_stop_the_load(compressed_folder: Path, changes: dict[st
     rewrite(compressed_folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         hf.AutoModelForMaskedLM.from_pretrained(compressed_folder)
+
+
+def test_damaged_factors_of_unequal_ranks_stop_the_load(adaptive_folder: Path) -> None:
+    intact = load_file(adaptive_folder / "model.safetensors")
+    weight, bases, clusters = (intact[PREFIX + name] for name in ("weight", "bases", "clusters"))
+    moved = clusters.clone()
+    moved[0] = (moved[0] + 1) % 3
+    for changes, message in (
+        ({"weight": weight[1:]}, rf"weight has shape \[{len(weight) - 1}\], expected \[{len(weight)}\]"),
+        ({"bases": bases[1:]}, "bases has shape"),
+        ({"clusters": moved}, "the clusters have other sizes than config.json states"),
+        ({"clusters": torch.full_like(clusters, 3)}, r"cluster id lies outside 0 \.\. 2"),
+        ({"weight": weight * torch.nan}, "weight has NaN"),
+        ({"bases": None}, "bases is missing"),
+    ):
+        rewrite(adaptive_folder, **{"weight": weight, "bases": bases, "clusters": clusters, **changes})
+        with pytest.raises(CheckpointError, match=message):
+            hf.AutoModelForMaskedLM.from_pretrained(adaptive_folder)
+        save_file(intact, adaptive_folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_a_truncated_file_stops_the_load(compressed_folder: Path) -> None:
@@ -209,7 +229,31 @@ def test_the_config_keeps_unknown_fields_and_round_trips() -> None:
     assert ProjClustConfig.from_dict(stored).to_dict() == stored
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_fields_of_later_options_are_stored_where_they_are_used() -> None:
+    # A checkpoint of version 1 is what it was before there were any.
+    plain = set(ProjClustConfig(3, 5).to_dict())
+    assert not plain & {"ranks", "loss", "cluster_ranks", "cluster_sizes"}
+    assert set(ProjClustConfig(3, 5, ranks="adaptive", loss="l1").to_dict()) - plain == {"ranks", "loss"}
+    config = ProjClustConfig(3, 5, ranks="adaptive")
+    config.set_table(9, 16, [4, 5, 6], [2, 3, 4])
+    stored = json.loads(json.dumps(config.to_dict()))
+    assert (stored["version"], stored["cluster_ranks"], stored["cluster_sizes"]) == (2, [4, 5, 6], [2, 3, 4])
+    assert ProjClustConfig.from_dict(stored).to_dict() == stored
+
+
+def test_the_bias_of_a_head_keeps_the_vocabularys_length(adaptive_folder: Path) -> None:
+    # transformers stretches it to the length of the tied weight, whenever it ties.
+    model = hf.AutoModelForMaskedLM.from_pretrained(adaptive_folder)
+    model.tie_weights()
+    assert model.cls.predictions.bias.shape == (VOCABULARY,)
+    model.get_output_embeddings()(torch.randn(2, 16))
+    dense = model.dequantize()
+    assert "_adjust_bias" not in dense.__dict__
+    dense.resize_token_embeddings(VOCABULARY + 8)
+    assert dense.cls.predictions.bias.shape == (VOCABULARY + 8,)
+
+
+@pytest.mark.parametrize("version", [3, 0, "1", None])
 def test_another_format_version_is_refused(compressed_folder: Path, version: object) -> None:
     # Rule 9.
     config = json.loads((compressed_folder / "config.json").read_text())

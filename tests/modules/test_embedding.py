@@ -11,6 +11,11 @@ from projclust import ProjclustError, ProjectiveEmbedding, ProjectiveLMHead
 N, D, K, J = 50, 12, 4, 3
 
 
+@pytest.fixture(autouse=True)
+def _no_graphs_of_earlier_tests() -> None:
+    torch.compiler.reset()  # they count against the limit of recompilations
+
+
 def filled(affine: bool = False, n_clusters: int = K, seed: int = 0, **options: object) -> ProjectiveEmbedding:
     """An embedding with random factors and random, unequal clusters (one of them empty when there are several)."""
     generator = torch.Generator().manual_seed(seed)
@@ -133,9 +138,12 @@ def test_autocast_keeps_the_weights_dtype() -> None:
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_the_static_path_of_compilers_agrees_in_value_and_gradient(affine: bool) -> None:
-    embedding = filled(affine, padding_idx=9, scale=2.5, dtype=torch.float64)
-    ids = torch.cat([token_ids(30), torch.tensor([9, 9])])
+@pytest.mark.parametrize("n_clusters", [1, K, 60])
+@pytest.mark.parametrize("tokens", [0, 1, 32, 333])
+def test_the_static_path_of_compilers_agrees_in_value_and_gradient(tokens: int, n_clusters: int, affine: bool) -> None:
+    embedding = filled(affine, n_clusters, padding_idx=9, scale=2.5, dtype=torch.float64)
+    ids = token_ids(tokens)
+    ids[2:4] = 9
     gradients = []
     for compiled in (False, True):
         embedding.zero_grad()
@@ -147,10 +155,37 @@ def test_the_static_path_of_compilers_agrees_in_value_and_gradient(affine: bool)
         assert torch.allclose(eager, static)
 
 
-def test_exports_with_static_shapes() -> None:
+def test_the_static_path_has_room_when_all_tokens_share_a_cluster() -> None:
+    embedding = filled()
+    for cluster in range(K - 1):
+        ids = (embedding.clusters == cluster).nonzero().squeeze(1)
+        assert torch.allclose(embedding._decode_static(ids), embedding(ids), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [-1, N])
+def test_a_compiled_lookup_refuses_ids_outside_the_vocabulary(bad: int) -> None:
+    embedding = filled()
+    embedding.row_order()
+    with pytest.raises(IndexError):
+        torch.compile(embedding, backend="aot_eager", fullgraph=True)(torch.tensor([0, bad]))
+
+
+def test_exports_with_static_shapes_and_with_any_number_of_tokens() -> None:
     embedding = filled()
     program = torch.export.export(embedding, (token_ids(2, 5),))
     assert torch.allclose(program.module()(token_ids(2, 5)), embedding(token_ids(2, 5)), atol=1e-6)
+    shapes = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(embedding, (token_ids(2, 5),), dynamic_shapes=shapes)
+    for shape in ((2, 3), (7, 40)):
+        assert torch.allclose(program.module()(token_ids(*shape)), embedding(token_ids(*shape)), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_clusters", [1, K, 60])
+def test_an_exported_lookup_takes_fewer_tokens_than_clusters(n_clusters: int) -> None:
+    embedding = filled(n_clusters=n_clusters)
+    program = torch.export.export(embedding, (token_ids(7),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    for tokens in (1, 2, 3, 100):
+        assert torch.allclose(program.module()(token_ids(tokens)), embedding(token_ids(tokens)), atol=1e-6)
 
 
 def test_row_order_follows_loads_and_moves() -> None:
@@ -201,7 +236,8 @@ def test_a_traced_lookup_is_right_for_other_tokens() -> None:
     first = (embedding.clusters == 0).nonzero().squeeze(1)[:2]
     second = (embedding.clusters == 1).nonzero().squeeze(1)[:1]
     traced = torch.jit.trace(embedding, (torch.cat([first[:1], second]),))
-    assert torch.allclose(traced(first), embedding(first), atol=1e-6)
+    for ids in (first, token_ids(2), token_ids(30)):
+        assert torch.allclose(traced(ids), embedding(ids), atol=1e-6)
 
 
 def test_state_is_the_documented_one_and_requires_grad_can_be_set() -> None:
@@ -217,33 +253,65 @@ class LargestTensor(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
+        self.ignored: tuple[int, ...] | None = None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.shape != self.ignored:
                 self.largest = max(self.largest, tensor.numel())
         return out
 
 
+# (k, j): few clusters, and so many that a product with all bases would cost far more than the table's bytes.
+@pytest.mark.parametrize(("k", "j"), [(8, 16), (64, 8)])
 @pytest.mark.parametrize("affine", [False, True])
-def test_no_pass_makes_the_dense_table_or_gathers_a_basis_per_token(affine: bool) -> None:
-    n, d, k, j, tokens = 4000, 64, 8, 16, 100
-    embedding = ProjectiveEmbedding(n, d, k, j, affine)
-    head = ProjectiveLMHead(d, n, k, j, affine, primary=embedding)
+@pytest.mark.parametrize("unequal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_pass_makes_the_dense_table_or_gathers_a_basis_per_token(
+    dtype: torch.dtype, unequal: bool, affine: bool, k: int, j: int
+) -> None:
+    n, d, tokens = 4000, 64, 200
+    rank = [j - 4, j + 4] * (k // 2) if unequal else j
+    sizes = torch.bincount(torch.arange(n) % k).tolist() if unequal else None
+    embedding = ProjectiveEmbedding(n, d, k, rank, affine, dtype=dtype, cluster_sizes=sizes)
+    head = ProjectiveLMHead(d, n, k, rank, affine, bias=True, dtype=dtype, primary=embedding, cluster_sizes=sizes)
     for module in (embedding, head):
         for parameter in module.parameters():
             nn.init.normal_(parameter)
     embedding.clusters.copy_(torch.arange(n) % k)
     embedding.row_order()
     ids = torch.arange(tokens)
+    # The largest are the gradients of the factors, n x j and k x j x d, and the bases of the static path's blocks.
+    factors = max(embedding.weight.numel(), embedding.bases.numel())
+    allowed = max(factors, 2 * k * embedding.rank * d)
+    assert allowed < min(n * d, tokens * j * d)
     with LargestTensor() as lookup:
         embedding(ids).sum().backward()
-    # The gradient of all coefficients, n x j, is the largest; a gathered basis would be tokens x j x d.
-    assert lookup.largest == n * j < min(n * d, tokens * j * d)
+    assert lookup.largest == factors
+    with LargestTensor() as static:
+        embedding._decode_static(ids).sum().backward()
+    assert static.largest <= allowed
     with LargestTensor() as output:
-        head(torch.randn(2, d)).sum().backward()
-    assert output.largest == n * j
+        head(torch.randn(2, d, dtype=dtype)).sum().backward()
+    assert output.largest == factors
+
+
+def test_a_training_step_with_both_makes_nothing_of_the_tables_size_but_logits() -> None:
+    n, d, k, j, tokens = 1500, 300, 4, 16, 1000
+    embedding = ProjectiveEmbedding(n, d, k, j)
+    head = ProjectiveLMHead(d, n, k, j, bias=True, primary=embedding)
+    head.weight, head.bases = embedding.weight, embedding.bases
+    for parameter in {*embedding.parameters(), *head.parameters()}:
+        nn.init.normal_(parameter, std=0.1)
+    embedding.clusters.copy_(torch.arange(n) % k)
+    optimizer = torch.optim.AdamW({*embedding.parameters(), *head.parameters()})
+    ids = torch.arange(tokens)
+    with LargestTensor() as step:
+        step.ignored = (tokens, n)  # logits and their gradient
+        nn.functional.cross_entropy(head(embedding(ids)), ids).backward()
+        optimizer.step()
+    assert step.largest < n * d
 
 
 def test_a_tied_embedding_reads_the_primarys_clusters() -> None:

@@ -27,19 +27,25 @@ def tied_pair(affine: bool, bias: bool) -> tuple[ProjectiveEmbedding, Projective
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("shape", [(D,), (3, D), (2, 3, D)])
+@pytest.mark.parametrize("shape", [(D,), (3, D), (2, 3, D), (0, D), (2, 0, D), (3, 200, D)])
 def test_equals_the_dense_layer(shape: tuple[int, ...], affine: bool, bias: bool) -> None:
     embedding, head = tied_pair(affine, bias)
     hidden = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     dense = torch.nn.functional.linear(hidden, embedding.dense_weight(), head.bias)
     assert torch.allclose(head(hidden), dense, atol=1e-5)
+    with torch.inference_mode():
+        assert torch.equal(head(hidden), head(hidden.clone()))
+        assert head(hidden).is_contiguous()
 
 
 @pytest.mark.parametrize("affine", [False, True])
-def test_gradients_match_autograd_through_the_table(affine: bool) -> None:
+@pytest.mark.parametrize("positions", [6, 1100])  # one block, and three with the last one short
+def test_gradients_match_autograd_through_the_table(positions: int, affine: bool) -> None:
     embedding, head = tied_pair(affine, bias=True)
-    hidden = torch.randn(6, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    weight = torch.randn(6, N, generator=torch.Generator().manual_seed(2))
+    embedding.double()
+    head.double()
+    hidden = torch.randn(positions, D, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+    weight = torch.randn(positions, N, generator=torch.Generator().manual_seed(2)).double()
     names = [*embedding.factor_names(), "bias"]
     inputs = [hidden, *(getattr(head, name) for name in names)]
     ours = torch.autograd.grad((head(hidden) * weight).sum(), inputs)
@@ -51,7 +57,56 @@ def test_gradients_match_autograd_through_the_table(affine: bool) -> None:
     for name, one, other in zip(
         ["hidden", *names], ours, torch.autograd.grad((dense * weight).sum(), inputs), strict=True
     ):
-        assert torch.allclose(one, other, atol=1e-4), name
+        assert torch.allclose(one, other), name
+
+
+@pytest.mark.parametrize("trained", ["hidden", "weight", "bases", "means", "bias"])
+def test_one_factor_is_trained_while_the_others_are_frozen(trained: str) -> None:
+    _, head = tied_pair(affine=True, bias=True)
+    hidden = torch.randn(600, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    inputs = {"hidden": hidden, **dict(head.named_parameters())}
+    expected = torch.autograd.grad(head(hidden).square().sum(), list(inputs.values()))
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name == trained)
+    head(hidden).square().sum().backward()
+    for (name, tensor), gradient in zip(inputs.items(), expected, strict=True):
+        assert (tensor.grad is not None) == (name == trained)
+        if tensor.grad is not None:
+            assert torch.allclose(tensor.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpointing_gives_the_same_gradients() -> None:
+    _, head = tied_pair(affine=True, bias=True)
+    hidden = torch.randn(7, D, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    (plain,) = torch.autograd.grad(head(hidden).square().sum(), hidden)
+    again = torch.utils.checkpoint.checkpoint(head, hidden, use_reentrant=False)
+    assert torch.equal(plain, torch.autograd.grad(again.square().sum(), hidden)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_half_precision(autocast: bool, dtype: torch.dtype) -> None:
+    _, head = tied_pair(affine=True, bias=True)
+    hidden = torch.randn(2000, D, generator=torch.Generator().manual_seed(1))
+    weight = torch.rand(2000, N, generator=torch.Generator().manual_seed(2))  # of one sign, so that the sums are large
+    exact = torch.autograd.grad((head(hidden) * weight).sum(), list(head.parameters()))
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        logits = head(hidden) if autocast else head.to(dtype)(hidden.to(dtype))
+    assert logits.dtype == dtype
+    (logits * weight).sum().backward()
+    for parameter, gradient in zip(head.parameters(), exact, strict=True):
+        assert parameter.grad is not None
+        assert (parameter.grad - gradient).norm() < 1e-2 * gradient.norm()
+
+
+def test_exports_with_any_number_of_positions() -> None:
+    _, head = tied_pair(affine=True, bias=True)
+    head.row_order()
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(head, (torch.randn(4, D),), dynamic_shapes=shapes)
+    for positions in (2, 900):
+        hidden = torch.randn(positions, D, generator=torch.Generator().manual_seed(1))
+        assert torch.allclose(program.module()(hidden), head(hidden), atol=1e-5)
 
 
 def test_compiles_to_one_graph_and_runs_in_half_precision() -> None:

@@ -1,11 +1,14 @@
 """Plots: what is drawn, by the functions that settle it; and that the files are the same every time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib import pyplot
 from results_samples import DENSE_BYTES, diverged, make_row, many_rows
 
 from projclust.report.accuracy_plots import Panel, Point, drop_panels, error_panels, plot_drops, plot_errors
+from projclust.report.plots import plot_fit
 from projclust.report.results import Row
 from projclust.report.statistics import Summary, summarize
 from projclust.report.write import write_report
@@ -116,3 +119,45 @@ def test_a_plot_of_nothing_is_not_written_and_an_old_one_removed(tmp_path: Path)
     write_report([make_row()], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == files - {"drop.png", "error.png"}
     assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "loss", "errors", "labels"),
+    [
+        ([4, 4, 4], "l2", [1.0, 0.5], ["these 3 clusters", "SVD (one subspace)", "stored, rank 4"]),
+        (
+            [2, 4, 9],
+            "l2",
+            [1.0, 0.5],
+            ["these 3 clusters, of equal ranks", "SVD (one subspace)", "stored, ranks 2 to 9"],
+        ),
+        ([4, 4, 4], "l1", None, ["SVD (one subspace)", "stored, rank 4"]),
+        ([4], "l2", [1.0, 0.5], ["one subspace", "stored, rank 4"]),
+    ],
+)
+def test_the_plot_of_a_fit_names_what_was_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    ranks: list[int],
+    loss: str,
+    errors: list[float] | None,
+    labels: list[str],
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    report = {
+        "cost_history": [3.0, 2.0],
+        "loss": loss,
+        "k": len(ranks),
+        "j": 4,
+        "ranks": ranks,
+        "same_size_svd": {"j": 5, "weighted_relative_error": 0.4},
+        "weighted_relative_error": 0.3,
+    }
+    plot_fit(tmp_path / "fit.png", report, errors, [1.0, 0.6])
+    left, right = figures[0].axes
+    assert left.get_ylabel() == ("weighted squared error" if loss == "l2" else "weighted l1 loss")
+    shown = [text.get_text() for text in right.get_legend().get_texts()]
+    assert [label for label in shown if "equal size" not in label] == labels
+    monkeypatch.undo()
+    pyplot.close(figures[0])

@@ -16,29 +16,33 @@ import json, sys
 import torch
 import torch.distributed as dist
 from projclust import ProjectiveClustering
+
+def fits(group):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(3001, 32, generator=generator, dtype=torch.float64)
+    table = table @ torch.diag(0.9 ** torch.arange(32).double())
+    weights = torch.rand(3001, generator=generator)
+    for k, j, options in [
+        (5, 6, {}), (5, 6, {"affine": True}), (3, 8, {"init": "residual"}), (60, 4, {}),
+        (5, 6, {"ranks": "adaptive"}), (3, 5, {"loss": "l1"}), (1, 7, {}), (4, 6, {"method": "random"}),
+    ]:
+        fitted = ProjectiveClustering(k, j, process_group=group, **{"restarts": 2, **options}).fit(table, weights)
+        yield {
+            "labels": fitted.labels_.tolist(), "inertia": fitted.inertia_, "history": fitted.cost_history_,
+            "residuals": float(fitted.residuals_.sum()), "coefficients": float(fitted.coefficients_.square().sum()),
+            "components": float(fitted.components_.abs().sum()), "ranks": fitted.ranks_,
+        }
+
 torch.set_num_threads(1)
 together = len(sys.argv) > 2
 if together:
     dist.init_process_group("gloo")
-group = dist.group.WORLD if together else None
-generator = torch.Generator().manual_seed(0)
-table = torch.randn(3001, 32, generator=generator, dtype=torch.float64) @ torch.diag(0.9 ** torch.arange(32).double())
-weights = torch.rand(3001, generator=generator)
-found = []
-for k, j, options in [
-    (5, 6, {}), (5, 6, {"affine": True}), (3, 8, {"init": "residual"}), (60, 4, {}),
-    (5, 6, {"ranks": "adaptive"}), (3, 5, {"loss": "l1"}), (1, 7, {}), (4, 6, {"method": "random"}),
-]:
-    fitted = ProjectiveClustering(k, j, process_group=group, **{"restarts": 2, **options}).fit(table, weights)
-    found.append({
-        "labels": fitted.labels_.tolist(), "inertia": fitted.inertia_, "history": fitted.cost_history_,
-        "residuals": float(fitted.residuals_.sum()), "coefficients": float(fitted.coefficients_.square().sum()),
-        "components": float(fitted.components_.abs().sum()), "ranks": fitted.ranks_,
-    })
+found = list(fits(dist.group.WORLD if together else None))
 if not together or dist.get_rank() == 0:
     json.dump(found, open(sys.argv[1], "w"))
 if together:
-    dist.destroy_process_group()
+    dist.barrier()
+    dist.destroy_process_group()  # nothing refers to it any more: torch may abort if one lives on to the end
 """
 
 
