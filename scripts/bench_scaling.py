@@ -24,6 +24,7 @@ import torch.distributed as dist
 from bench_solver import RETURN_MEMORY, anonymous_memory, matrix_rate, read_table
 
 from projclust import ProjectiveClustering
+from projclust.planning import rank_for_ratio
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -119,7 +120,8 @@ def growth(folder: Path, device: str, plots: Path | None) -> None:
 def processes(folder: Path, plots: Path | None) -> None:
     """Print what a second process on a second core gains."""
     table = read_table(folder)
-    case = Case(min(len(table), 65536), table.shape[1], 8, table.shape[1] // 4)
+    n, d = min(len(table), 65536), table.shape[1]
+    case = Case(n, d, 4, rank_for_ratio(0.4, n, d, 4))
     print(f"\n{case.n:,} x {case.d}, k={case.k}, j={case.j}\n")
     print("| processes, one core each | seconds | times faster | cost |\n| ---: | ---: | ---: | ---: |")
     seconds: dict[int, float] = {}

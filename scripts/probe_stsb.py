@@ -4,8 +4,9 @@
 
 Sentence vectors are the mean of the last hidden states over the tokens, scaled to unit length. Prints Spearman's rank
 correlation (x 100) between the cosines and the gold scores of the STS-B validation set, and the mean cosine between
-each sentence's vector and the dense model's, for the dense model, projective clustering, SVD and the random partition
-of equal size. The model is the packaged MiniLM unless another sentence encoder is given.
+each sentence's vector and the dense model's, for the dense model, projective clustering with equal and with unequal
+ranks, SVD and the random partition of equal size. The model is the packaged MiniLM unless another sentence encoder is
+given.
 """
 
 import argparse
@@ -58,10 +59,12 @@ def probe(folder: Path, glue_dir: str, ratio: float, k: int, seed: int = 0) -> I
     first, second, gold = list(data["sentence1"]), list(data["sentence2"]), list(data["label"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     dense = None
-    for variant in ("dense", "projective", "svd", "random"):
+    for variant in ("dense", "projective", "projective, unequal ranks", "svd", "random"):
         model = AutoModel.from_pretrained(folder)
-        if variant != "dense":
-            compress_model(model, k=1 if variant == "svd" else k, ratio=ratio, method=variant, seed=seed)
+        method, _, unequal = variant.partition(", ")
+        if method != "dense":
+            k_of_method, ranks = 1 if method == "svd" else k, "adaptive" if unequal else "equal"
+            compress_model(model, k=k_of_method, ratio=ratio, method=method, ranks=ranks, seed=seed)
         vectors = encode(model, tokenizer, first + second)
         dense = vectors if dense is None else dense
         cosines = (vectors[: len(first)] * vectors[len(first) :]).sum(1)

@@ -161,8 +161,7 @@ class ProjectiveClustering:
         ranks: Ranks,
         progress: Progress,
     ) -> None:
-        team = Team.of(self.process_group)
-        rows = Rows.of(table, weights, device, team)
+        rows = Rows.of(table, weights, device, Team.of(self.process_group))
         generator = torch.Generator().manual_seed(self.seed)
         steps = 0
 
@@ -189,13 +188,13 @@ class ProjectiveClustering:
             fit = describe(rows, labels, subspaces, spectra, [])
         if loss is not Loss.L2:
             fit = fit_robustly(rows, fit, loss, self.affine, self.max_iter, self.tol, on_step)
-        self.labels_ = team.gather(fit.labels)
+        self.labels_ = rows.gather(fit.labels)
         self.components_ = fit.subspaces.bases
         self.means_ = fit.subspaces.means
         self.ranks_ = fit.subspaces.ranks
         self.spectra_ = fit.spectra
-        self.coefficients_ = team.gather(fit.coefficients)
-        self.residuals_ = team.gather(fit.residuals)
+        self.coefficients_ = rows.gather(fit.coefficients)
+        self.residuals_ = rows.gather(fit.residuals)
         self.inertia_ = fit.inertia
         self.cost_history_ = fit.cost_history
         self.n_iter_ = len(fit.cost_history)

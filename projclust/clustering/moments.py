@@ -28,11 +28,13 @@ class Moments:
     def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
         d, k = rows.dim, n_clusters
         self.rows, self.labels, self.n_clusters = rows, labels, n_clusters
-        # First moments and Gram matrices, (k, d) and (k, d, d); None where there are no means, or is no room.
+        # First moments (k, d); None for linear subspaces.
         self.firsts = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None
+        # Gram matrices of this process's share of the clusters, (share, d, d); None where there is no room for all.
+        share = range(k)[rows.team.share(k)]
         room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
         keep_grams = keep_grams and 8 * k * d * d <= room
-        self.grams = rows.norms.new_zeros(k, d, d, dtype=torch.float64) if keep_grams else None
+        self.grams = rows.norms.new_zeros(len(share), d, d, dtype=torch.float64) if keep_grams else None
         self._add(torch.arange(len(rows), device=rows.device), [(labels, 1)])
 
     def move(self, labels: Tensor) -> None:
@@ -43,19 +45,24 @@ class Moments:
 
     def _add(self, which: Tensor, signed_labels: list[tuple[Tensor, int]]) -> None:
         """Add the rows `which` of every process to, or take them from, the clusters that labels say."""
-        for sums in (self.firsts, self.grams):
-            if sums is None:
-                continue
-            team = self.rows.team
-            change = sums if team.size == 1 else torch.zeros_like(sums)
-            for labels, sign in signed_labels:
-                for cluster, members in enumerate(rows_by_cluster(labels[which], self.n_clusters)):
-                    for where, block in self.rows.blocks(self.rows.dim, which[members]):
-                        weighted = self.rows.weighted(block, which[members[where]])
-                        term = weighted.sum(0, dtype=torch.float64) if sums.dim() == 2 else weighted.T @ block
-                        change[cluster].add_(term, alpha=sign)
-            if change is not sums:
-                sums += team.sum(change)
+        rows, alone = self.rows, self.rows.team.size == 1
+        firsts, grams = self.firsts, self.grams
+        if not alone:
+            # What travels is the change: of Gram matrices, which are large, in the precision of the products.
+            firsts = None if firsts is None else torch.zeros_like(firsts)
+            grams = None if grams is None else rows.norms.new_zeros(self.n_clusters, rows.dim, rows.dim)
+        for labels, sign in signed_labels if firsts is not None or grams is not None else []:
+            for cluster, members in enumerate(rows_by_cluster(labels[which], self.n_clusters)):
+                for where, block in rows.blocks(rows.dim, which[members]):
+                    weighted = rows.weighted(block, which[members[where]])
+                    if firsts is not None:
+                        firsts[cluster].add_(weighted.sum(0, dtype=torch.float64), alpha=sign)
+                    if grams is not None:
+                        grams[cluster].add_(weighted.T @ block, alpha=sign)
+        if not alone and self.firsts is not None and firsts is not None:
+            self.firsts += rows.team.sum(firsts)
+        if not alone and self.grams is not None and grams is not None:
+            self.grams += rows.team.sum_of_share(grams)
 
     def masses(self) -> Tensor:
         """(k,) float64 sum of the weights in each cluster."""
@@ -102,8 +109,8 @@ class Moments:
         team = self.rows.team
         if self.grams is not None:
             masses = self.masses()
-            for cluster in range(*team.share(self.n_clusters).indices(self.n_clusters)):
-                scatter = self.grams[cluster]
+            share = range(self.n_clusters)[team.share(self.n_clusters)]
+            for cluster, scatter in zip(share, self.grams, strict=True):
                 if means is not None:
                     scatter = scatter - masses[cluster] * torch.outer(means[cluster], means[cluster])
                 products[cluster] = bases[cluster] @ scatter.to(bases.dtype)

@@ -1,8 +1,7 @@
 """Processes that share one fit: each has some of the rows, and only sums over all rows travel between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -36,14 +35,13 @@ class Team:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def gather(self, part: Tensor) -> Tensor:
-        """The parts of all processes, of any lengths, one after the other."""
-        if self.size == 1:
-            return part
-        lengths = torch.zeros(self.size, dtype=torch.int64, device=part.device)
-        lengths[self.rank] = len(part)
-        ends = self.sum(lengths).cumsum(0).tolist()
-        # As a sum with zeros, which every backend has for parts of unequal lengths.
-        whole = torch.zeros(ends[-1], *part.shape[1:], dtype=part.dtype, device=part.device)
-        whole[ends[self.rank] - len(part) : ends[self.rank]] = part
-        return self.sum(whole)
+    def sum_of_share(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of this one's share of the leading dimension; the rest of `tensor` is spoiled.
+
+        It takes half the traffic of a sum that everybody gets.
+        """
+        if self.group is not None:
+            for rank in range(self.size):
+                part = tensor[replace(self, rank=rank).share(len(tensor))]
+                dist.reduce(part, dist.get_global_rank(self.group, rank), group=self.group)
+        return tensor[self.share(len(tensor))]

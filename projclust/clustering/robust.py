@@ -36,7 +36,7 @@ def fit_robustly(rows: Rows, start: Fit, loss: Loss, affine: bool, max_iter: int
         a fit whose `inertia` and `cost_history` are weighted sums of the loss.
     """
     k, rank, _ = start.subspaces.bases.shape
-    median = float(rows.team.gather(start.residuals).median().sqrt())
+    median = float(rows.gather(start.residuals).median().sqrt())
     subspaces, labels, distances = start.subspaces, start.labels, start.residuals
     history: list[float] = []
     while len(history) < max_iter:

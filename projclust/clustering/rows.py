@@ -25,16 +25,16 @@ class Rows:
         norms: (n,) squared length of every row.
         weights: (n,) row weights, or None for ones.
         team: the processes that hold the other rows.
+        numbers: (n,) ascending; which of the rows of all processes these are.
         total: number of rows of all processes.
-        first: this process's first row among them.
     """
 
     table: Tensor
     norms: Tensor
     weights: Tensor | None
     team: Team
+    numbers: Tensor
     total: int
-    first: int
 
     @staticmethod
     def of(
@@ -51,12 +51,14 @@ class Rows:
         team = team or Team()
         device = table.device if device is None else device
         dtype = working_dtype(table)
-        share = team.share(len(table))
+        # Every so many rows: a vocabulary is in the order of frequency, and a part of it unlike another.
+        share = slice(team.rank, None, team.size)
         own = table[share]
         if _fits(own, device):
             own = own.to(device)
         weights = None if weights is None else weights[share].to(device, dtype)
-        rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, len(table), share.start)
+        numbers = torch.arange(len(table), device=device)[share]
+        rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, numbers, len(table))
         for where, block in rows.blocks(rows.dim):
             rows.norms[where] = block.square().sum(1)
         return rows
@@ -113,21 +115,32 @@ class Rows:
     def sample(self, size: int, generator: torch.Generator) -> "Rows":
         """At most `size` rows of all processes, drawn without replacement, on the device of the arithmetic."""
         drawn = torch.randperm(self.total, generator=generator)[:size].sort().values
-        mine = drawn - self.first
-        mine = mine[(mine >= 0) & (mine < len(self))]
+        numbers, mine = self.own(drawn)
         table = self.table.index_select(0, mine.to(self.table.device)).to(self.device, self.dtype)
-        before = int((drawn < self.first).sum())
-        mine = mine.to(self.device)
         weights = None if self.weights is None else self.weights[mine]
-        return Rows(table, self.norms[mine], weights, self.team, len(drawn), before)
+        return Rows(table, self.norms[mine], weights, self.team, numbers, len(drawn))
 
     def take(self, numbers: Tensor) -> Tensor:
         """(m, d) rows by their numbers among those of all processes."""
         taken = torch.zeros(len(numbers), self.dim, dtype=self.dtype, device=self.device)
-        own = numbers - self.first
-        here = (own >= 0) & (own < len(self))
-        taken[here.to(self.device)] = self.table[own[here].to(self.table.device)].to(self.device, self.dtype)
+        places, mine = self.own(numbers)
+        taken[places] = self.table[mine.to(self.table.device)].to(self.device, self.dtype)
         return self.team.sum(taken)
+
+    def own(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of `numbers`, by their places, are rows of this process, and which rows these are."""
+        numbers = numbers.to(self.device)
+        found = torch.searchsorted(self.numbers, numbers).clamp_(max=max(len(self) - 1, 0))
+        places = (self.numbers[found] == numbers).nonzero().squeeze(1)
+        return places, found[places]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(total, ...) values (n, ...) of each row, of the rows of all processes."""
+        if self.team.size == 1:
+            return values
+        whole = torch.zeros(self.total, *values.shape[1:], dtype=values.dtype, device=values.device)
+        whole[self.numbers] = values
+        return self.team.sum(whole)
 
 
 def working_dtype(table: Tensor) -> torch.dtype:

@@ -47,7 +47,7 @@ def first_labels(init: Init, rows: Rows, n_clusters: int, starts: int, rank: int
 def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) -> Tensor:
     """(n,) random groups whose sizes, over all processes, differ by at most one row."""
     labels = torch.randperm(rows.total, generator=generator) % n_clusters
-    return labels[rows.first : rows.first + len(rows)].to(rows.device)
+    return labels.to(rows.device)[rows.numbers]
 
 
 def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch.Generator) -> Tensor:
@@ -98,7 +98,7 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
         cosines = torch.empty_like(rows.norms)
         for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
-        nearest = rows.team.gather(cosines.abs()).topk(group_size).values[-1]
+        nearest = rows.gather(cosines.abs()).topk(group_size).values[-1]
         group = torch.where(cosines.abs() >= nearest, 0, 1)
         bases.append(fit_subspaces(rows, group, 1, rank)[0].bases)
         distances = torch.minimum(distances, assign_rows(rows, Subspaces.of(bases[-1])).distances)
@@ -107,7 +107,7 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
 
 def _draw(rows: Rows, mass: Tensor, generator: torch.Generator) -> Tensor:
     """(starts,) numbers of rows, of all processes, drawn by the columns of `mass` (n, starts); uniformly if all 0."""
-    cumulative = rows.team.gather(mass).double().cpu().cumsum(0)
+    cumulative = rows.gather(mass).double().cpu().cumsum(0)
     points = torch.rand(mass.shape[1], dtype=torch.float64, generator=generator)
     drawn = []
     for column, point in zip(cumulative.T, points, strict=True):

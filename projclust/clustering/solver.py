@@ -190,14 +190,13 @@ def fill_spare_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
     # Rows that are already met up to rounding gain nothing, and rows of spare clusters stay where they are.
     rounding = 1e-5 if rows.dtype == torch.float32 else 1e-12
     candidates = (importance > 0) & (distances > rounding * rows.norms) & (spare[labels] == 0)
-    everybody = rows.team.gather(torch.where(candidates, importance, 0))
-    wanted = int(spare.sum())
-    worst = everybody.argsort(descending=True, stable=True)[:wanted]
-    worst = worst[everybody[worst] > 0] - rows.first
-    takers = torch.arange(len(spare), device=spare.device).repeat_interleave(spare)[: len(worst)]
-    here = (worst >= 0) & (worst < len(rows))
+    everybody = rows.gather(torch.where(candidates, importance, 0))
+    worst = everybody.argsort(descending=True, stable=True)[: int(spare.sum())]
+    worst = worst[everybody[worst] > 0]
     if len(worst) == 0:
         return labels
+    takers = torch.arange(len(spare), device=spare.device).repeat_interleave(spare)[: len(worst)]
+    places, mine = rows.own(worst)
     labels = labels.clone()
-    labels[worst[here]] = takers[here]
+    labels[mine] = takers[places]
     return labels
