@@ -57,7 +57,7 @@ class Rows:
         if _fits(own, device):
             own = own.to(device)
         weights = None if weights is None else weights[share].to(device, dtype)
-        numbers = torch.arange(len(table), device=device)[share]
+        numbers = torch.arange(team.rank, len(table), team.size, device=device)
         rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, numbers, len(table))
         for where, block in rows.blocks(rows.dim):
             rows.norms[where] = block.square().sum(1)

@@ -78,7 +78,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(None, device)
         return
     state = PartialState(cpu=device.type == "cpu")
-    yield Processes(dist.group.WORLD, state.device, state.is_main_process)
+    own = device if device.type == "cpu" else state.device
+    yield Processes(dist.group.WORLD, own, state.is_main_process)
     # Not after an error: the others may be waiting, and torchrun ends them.
     state.destroy_process_group()
 
