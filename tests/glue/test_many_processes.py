@@ -72,7 +72,7 @@ def test_two_processes_score_and_train_as_one_does(tiny_classifier: Path, tmp_pa
     assert first["steps"][:2] == alone["steps"][:2] == [56, 56]
     assert alone["trained"]["accuracy"] > 0.9
     assert first["trained"]["accuracy"] == pytest.approx(alone["trained"]["accuracy"], abs=0.05)
-    # Dropout draws other numbers in two processes: the weights end near each other, not in the same place.
+    # Those rows make other steps, and at this learning rate the steps drift apart.
     assert first["weight"] == pytest.approx(alone["weight"], rel=0.05)
 
 
