@@ -221,12 +221,7 @@ class ProjectiveClustering:
             raise ProjclustError(f"tol must not be negative, but is {self.tol}")
         if method is Method.SVD and self.n_clusters != 1:
             raise ProjclustError(f"method svd is one subspace: k must be 1, not {self.n_clusters}")
-        if method is Method.RANDOM and loss is not Loss.L2:
-            raise ProjclustError("method random keeps its labels: its loss must be l2")
-        if ranks is Ranks.ADAPTIVE and (method is not Method.PROJECTIVE or self.n_clusters == 1):
-            raise ProjclustError("adaptive ranks are of several subspaces: use method projective with k of 2 or more")
-        if ranks is Ranks.ADAPTIVE and loss is not Loss.L2:
-            raise ProjclustError("adaptive ranks are allotted by squared errors: use loss l2")
+        check_combination(method, self.n_clusters, ranks, loss)
         return method, init, loss, ranks
 
     def fit_predict(self, X: Any, sample_weight: Any = None) -> Tensor:
@@ -269,6 +264,20 @@ class ProjectiveClustering:
                 f"the matrix has {table.shape[1]} columns, but the subspaces were fitted to {subspaces.bases.shape[2]}"
             )
         return table.to(subspaces.bases.dtype)
+
+
+def check_combination(method: Method, n_clusters: int, ranks: Ranks, loss: Loss) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        ProjclustError: naming them.
+    """
+    if method is Method.RANDOM and loss is not Loss.L2:
+        raise ProjclustError("method random keeps its labels: its loss must be l2")
+    if ranks is Ranks.ADAPTIVE and (method is not Method.PROJECTIVE or n_clusters == 1):
+        raise ProjclustError("adaptive ranks are of several subspaces: use method projective with k of 2 or more")
+    if ranks is Ranks.ADAPTIVE and loss is not Loss.L2:
+        raise ProjclustError("adaptive ranks are allotted by squared errors: use loss l2")
 
 
 def _silent(restart: int, step: int, cost: float) -> None:

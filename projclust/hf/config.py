@@ -6,6 +6,7 @@ import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from projclust.clustering import Method
+from projclust.clustering.estimator import check_combination
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
 from projclust.errors import ProjclustError
@@ -137,13 +138,7 @@ def check_fit(method: str, k: int, ranks: str, loss: str) -> None:
         known = [str(choice.value) for choice in choices]
         if value not in known:
             raise ProjclustError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    if ranks == Ranks.ADAPTIVE.value:
-        if method != Method.PROJECTIVE.value or k == 1:
-            raise ProjclustError("adaptive ranks are of several subspaces: use method projective with k of 2 or more")
-        if loss != Loss.L2.value:
-            raise ProjclustError("adaptive ranks are allotted by squared errors: use loss l2")
-    if method == Method.RANDOM.value and loss != Loss.L2.value:
-        raise ProjclustError("method random keeps its labels: its loss must be l2")
+    check_combination(Method(method), k, Ranks(ranks), Loss(loss))
 
 
 def stored_dtype(codes: str | None, dtype: torch.dtype) -> torch.dtype:
