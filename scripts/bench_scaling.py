@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 import matplotlib
 import torch
 import torch.distributed as dist
-from bench_solver import RETURN_MEMORY, anonymous_memory, matrix_rate, read_table
+from bench_solver import matrix_rate, read_table
+from process_memory import RETURN_MEMORY, extra_memory
 
 from projclust import ProjectiveClustering
 from projclust.planning import rank_for_ratio
@@ -49,31 +49,20 @@ def fit_once(folder: Path, case: Case, device: str) -> dict[str, Any]:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     table = read_table(folder)[: case.n, : case.d]
     ProjectiveClustering(2, 4, device=device).fit(torch.randn(2048, 64))  # the libraries' own buffers
-    before = peak = anonymous_memory()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.perf_counter()
-    fitted = ProjectiveClustering(
+    clustering = ProjectiveClustering(
         case.k, case.j, device=device, process_group=dist.group.WORLD if together else None
-    ).fit(table)
+    )
+    started = time.perf_counter()
+    used = extra_memory(lambda: clustering.fit(table), interval=0.01)
     seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
     if together:
         dist.destroy_process_group()
     if device == "cuda":
-        peak, before = torch.cuda.max_memory_allocated(), 0
+        used = torch.cuda.max_memory_allocated()
     table_bytes = case.n * case.d * table.itemsize
     # On a CPU the mapped table itself is no anonymous memory.
-    tables = (peak - before) / table_bytes + (device == "cpu")
-    return {"seconds": seconds, "inertia": fitted.inertia_, "steps": fitted.n_iter_, "tables": tables}
+    tables = used / table_bytes + (device == "cpu")
+    return {"seconds": seconds, "inertia": clustering.inertia_, "steps": clustering.n_iter_, "tables": tables}
 
 
 def measured(folder: Path, case: Case, device: str, processes: int = 1, cores: int | None = None) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from process_memory import RETURN_MEMORY, extra_memory
 from safetensors import safe_open
 from scipy.linalg import null_space
 from sklearn.cluster import KMeans
@@ -28,9 +28,6 @@ from projclust.clustering.moments import Moments, fit_subspaces
 from projclust.clustering.rows import Rows
 from projclust.clustering.seeding import random_partition
 from projclust.clustering.subspaces import assign_rows
-
-# Freed memory goes back to the system at once (glibc), so that what a process holds is what it uses.
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 
 # The paper's: ten random starts of 15 steps each.
 STARTS, STEPS = 10, 15
@@ -68,12 +65,6 @@ def matrix_rate(d: int, device: str = "cpu") -> float:
     return 2 * left.numel() * right.shape[1] / seconds(lambda: left @ right, repeats=9, device=device)
 
 
-def anonymous_memory() -> int:
-    """Bytes this process holds that are not pages of files (libraries, the mapped checkpoint); Linux only."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
-
-
 def report_memory(folder: Path, k: int, j: int, device: str) -> None:
     """In a process of its own: peak memory during a fit, less what the process had before it held the table."""
     warm_up = torch.randn(2048, 256)
@@ -87,21 +78,8 @@ def report_memory(folder: Path, k: int, j: int, device: str) -> None:
             f"| peak GPU memory of a fit, the table included | {used / 1e6:.0f} MB = {used / table.nbytes:.2f} tables |"
         )
         return
-    before = peak = anonymous_memory()
-    table = read_table(folder).clone()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    ProjectiveClustering(k, j).fit(table)
-    done.set()
-    watcher.join()
-    used = peak - before
+    table = read_table(folder)
+    used = extra_memory(lambda: ProjectiveClustering(k, j).fit(table.clone()))
     print(f"| peak memory of a fit, the table included | {used / 1e6:.0f} MB = {used / table.nbytes:.2f} tables |")
 
 
