@@ -1,0 +1,67 @@
+"""Occurrences of each token, summed over tokenized texts."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from projclust.errors import ProjclustError
+
+# Texts tokenized in one call: fast tokenizers share a call among the cores.
+BATCH = 8192
+
+
+class Tally:
+    """Sums of occurrences, a row of the table each.
+
+    Attributes:
+        sums: (n_rows,) float64. Rows may be more than tokens (padded tables); those stay at zero.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, n_rows: int) -> None:
+        self.sums = torch.zeros(n_rows, dtype=torch.float64)
+        self._special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int64)
+
+    def add(self, texts: Sequence[Sequence[int]], rates: Sequence[float] | Tensor) -> None:
+        """Add `rates[i]` to every occurrence of a token in `texts[i]`, a list of token ids.
+
+        Raises:
+            ProjclustError: a token of ordinary text has no row.
+        """
+        lengths = torch.tensor([len(ids) for ids in texts], dtype=torch.int64)
+        ids = torch.tensor(list(chain.from_iterable(texts)), dtype=torch.int64)
+        each = torch.as_tensor(rates, dtype=torch.float64).repeat_interleave(lengths)
+        inside = ids < len(self.sums)
+        # Special tokens that were added to the tokenizer but not to the table do no harm; the model never sees them.
+        outside = ids[~inside & ~torch.isin(ids, self._special)]
+        if len(outside):
+            raise ProjclustError(
+                f"the tokenizer is not of this table: it gives row {int(outside.max())}, "
+                f"but the table has {len(self.sums)} rows"
+            )
+        self.sums.index_add_(0, ids[inside], each[inside])
+
+    def is_empty(self) -> bool:
+        """Whether no token was met but special ones, as that for what is unknown."""
+        ordinary = torch.ones(len(self.sums), dtype=torch.bool)
+        ordinary[self._special[self._special < len(self.sums)]] = False
+        return not self.sums[ordinary].any()
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
+    """The token ids of each text, of any length."""
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=special_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # about texts longer than the model takes
+    )
+    return list(encoded["input_ids"])
+
+
+def batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Consecutive slices of BATCH items."""
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
