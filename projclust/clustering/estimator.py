@@ -137,13 +137,13 @@ class ProjectiveClustering:
         """
         method, init, loss, ranks = self._validated_options()
         progress = progress or _silent
-        table = _as_table(X)
+        table = as_table(X)
         n, d = table.shape
         if self.rank >= d:
             raise ProjclustError(f"rank j={self.rank} must be less than the {d} columns of the matrix")
         if self.n_clusters > n:
             raise ProjclustError(f"k={self.n_clusters} subspaces need at least as many rows, but the matrix has {n}")
-        weights = _as_weights(sample_weight, n, table.device)
+        weights = as_weights(sample_weight, n, table.device)
 
         device = table.device if self.device is None else torch.device(self.device)
         with exact_products(device):
@@ -258,7 +258,7 @@ class ProjectiveClustering:
 
     def _compatible(self, X: Any) -> Tensor:
         subspaces = self._subspaces()
-        table = _as_table(X).to(subspaces.bases.device)
+        table = as_table(X).to(subspaces.bases.device)
         if table.shape[1] != subspaces.bases.shape[2]:
             raise ProjclustError(
                 f"the matrix has {table.shape[1]} columns, but the subspaces were fitted to {subspaces.bases.shape[2]}"
@@ -284,7 +284,12 @@ def _silent(restart: int, step: int, cost: float) -> None:
     pass
 
 
-def _as_table(X: Any) -> Tensor:
+def as_table(X: Any) -> Tensor:
+    """A matrix as a float tensor, not copied where it is one.
+
+    Raises:
+        ProjclustError: it has NaN or infinite entries, or is no matrix.
+    """
     table = torch.as_tensor(X).detach()
     if table.dim() != 2:
         raise ProjclustError(f"the matrix must have two dimensions, not {table.dim()}")
@@ -299,7 +304,12 @@ def _as_table(X: Any) -> Tensor:
     return table
 
 
-def _as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | None:
+def as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | None:
+    """(n,) float64 row weights, or None.
+
+    Raises:
+        ProjclustError: they are negative, no numbers, all zero or of another shape.
+    """
     if sample_weight is None:
         return None
     weights = torch.as_tensor(sample_weight, dtype=torch.float64, device=device)

@@ -1,5 +1,5 @@
-"""Budgets: sizes and ranks."""
+"""Budgets of parameters and bytes."""
 
-from .sizes import compression_rate, parameter_count, rank_for_ratio
+from .sizes import compression_rate, parameter_count, parse_size, rank_for_bytes, rank_for_ratio, stored_bytes
 
-__all__ = ["compression_rate", "parameter_count", "rank_for_ratio"]
+__all__ = ["compression_rate", "parameter_count", "parse_size", "rank_for_bytes", "rank_for_ratio", "stored_bytes"]

@@ -1,0 +1,51 @@
+"""Decoding rows of a coded table, any of them alone and all at once."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .codebooks import STATES, decode_tables
+from .layout import ClassLayout
+
+
+class Windows(NamedTuple):
+    """Where the state of each coordinate lies in a row of each class, and what it is looked up in.
+
+    Attributes:
+        byte, shift: (C, r) int32, as in `ClassLayout`; coordinates without a code look at the first byte.
+        entry: (C, r) int32, the first entry of the coordinate's table among the values.
+        values: (tables * 256,) float32.
+    """
+
+    byte: Tensor
+    shift: Tensor
+    entry: Tensor
+    values: Tensor
+
+
+def windows_of(layouts: list[ClassLayout], rank: int, device: torch.device | str = "cpu") -> Windows:
+    """The windows of rows with these layouts."""
+    byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32).unbind(0)
+    for number, layout in enumerate(layouts):
+        byte[number, layout.coded] = layout.byte.int()
+        shift[number, layout.coded] = layout.shift.int()
+        entry[number, layout.coded] = layout.table.int() * STATES
+    return Windows(byte.to(device), shift.to(device), entry.to(device), decode_tables(device).flatten())
+
+
+def unit_coordinates(codes: Tensor, windows: Windows, starts: Tensor, classes: Tensor) -> Tensor:
+    """(N, r) float32 coordinates in units of their deviations, zero without a code.
+
+    Args:
+        codes: (B,) uint8, of the whole table.
+        starts, classes: (N,) first byte and class of each row to decode.
+    """
+    if len(codes) == 0:
+        return windows.values.new_zeros(len(starts), windows.byte.shape[1])
+    # Where nothing is needed, of a row without codes or after a state that ends with a byte, the last byte will do.
+    first = (starts.unsqueeze(1) + windows.byte.index_select(0, classes)).clamp(max=len(codes) - 1)  # (N, r)
+    second = (first + 1).clamp(max=len(codes) - 1)
+    pair = codes[first].int() << 8 | codes[second].int()
+    state = pair >> windows.shift.index_select(0, classes) & (STATES - 1)
+    return windows.values[state + windows.entry.index_select(0, classes)]

@@ -1,0 +1,54 @@
+"""Codes of rows from their coordinates."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .codebooks import FIRST_TABLE, KINDS, STATES, decode_tables, is_integer, needs_search
+from .layout import ClassLayout
+from .packing import pack_steps
+from .trellis import search, steps_of
+
+
+def encode_rows(
+    coordinates: Tensor, deviations: Tensor, layout: ClassLayout, advance: Callable[[int], None] = lambda rows: None
+) -> Tensor:
+    """uint8 (N, row bytes): the codes of rows of one class.
+
+    Args:
+        coordinates: (N, r) float.
+        deviations: (r,) as they will be read.
+        layout: of the class.
+        advance: called with the number of rows that were just encoded.
+    """
+    spread = deviations[layout.coded.to(deviations.device)]
+    bits = [KINDS[kind].bits for _, _, kind in steps_of(layout.kinds)]
+    parts = []
+    for rows in coordinates.split(16384 if coordinates.is_cuda else 1024):
+        unit = rows[:, layout.coded.to(rows.device)].float() / spread.clamp(min=1e-38)
+        if any(map(needs_search, layout.kinds)):
+            states = search(unit, layout.kinds, spread.square() / spread.square().amax().clamp(min=1e-38))
+        else:
+            states = _nearest(unit, layout.kinds)
+        parts.append(pack_steps(states, bits))
+        advance(len(rows))
+    return torch.cat(parts) if parts else coordinates.new_empty((0, layout.row_bytes), dtype=torch.uint8)
+
+
+def _nearest(unit: Tensor, kinds: list[int]) -> Tensor:
+    """(N, m) uint8 states of codes that depend on no bits but their own."""
+    states = torch.empty(unit.shape, dtype=torch.uint8, device=unit.device)
+    tables = decode_tables(unit.device)
+    for kind in dict.fromkeys(kinds):
+        columns = torch.tensor([number for number, other in enumerate(kinds) if other == kind], device=unit.device)
+        levels = tables[FIRST_TABLE[kind], : min(STATES, 1 << KINDS[kind].bits)]
+        if is_integer(kind):
+            nearest = unit[:, columns].round().clamp(float(levels.min()), float(levels.max())) - levels[0]
+        else:
+            sorted_levels, order = levels.sort()
+            nearest = order[
+                torch.bucketize(unit[:, columns].contiguous(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)
+            ]
+        states[:, columns] = nearest.to(torch.uint8)
+    return states

@@ -1,0 +1,72 @@
+"""Where in the packed codes each coordinate of each row lies: it follows from the kinds of codes and the class ids."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from projclust.errors import ProjclustError
+
+from .codebooks import FIRST_TABLE, KINDS, NONE, STATE_BITS
+from .trellis import steps_of
+
+
+@dataclass(frozen=True)
+class ClassLayout:
+    """The code of a row of one class.
+
+    Attributes:
+        coded: (m,) the coordinates that have codes, in the order of the row's bits: by kind, then by number.
+        kinds: of each of them.
+        byte, shift: (m,) the state of a coordinate is, of the 16 bits from this byte of the row on, shifted right.
+        table: (m,) the row of `decode_tables` that its state is looked up in.
+        row_bytes: of the row.
+    """
+
+    coded: Tensor
+    kinds: list[int]
+    byte: Tensor
+    shift: Tensor
+    table: Tensor
+    row_bytes: int
+
+
+def class_layout(kinds: Tensor) -> ClassLayout:
+    """The layout for coordinates of these kinds, (r,) uint8.
+
+    Raises:
+        ProjclustError: there is no such kind.
+    """
+    kinds = kinds.long().cpu()
+    if len(kinds) and int(kinds.max()) >= len(KINDS):
+        raise ProjclustError(f"there is no code of kind {int(kinds.max())}")
+    coded = (kinds + (kinds == NONE) * len(KINDS)).argsort(stable=True)[: int((kinds != NONE).sum())]
+    ordered = kinds[coded].tolist()
+    ends: list[int] = []
+    tables: list[int] = []
+    end = 0
+    for first, last, kind in steps_of(ordered):
+        end += KINDS[kind].bits
+        ends += [end] * (last - first)
+        tables += range(FIRST_TABLE[kind], FIRST_TABLE[kind] + last - first)
+    ends_of = torch.tensor(ends, dtype=torch.int64)
+    # Before a row lie zeros: where fewer than 8 bits have come, the shift leaves only those.
+    byte = (ends_of - STATE_BITS).clamp(min=0) // 8
+    shift = 16 - (ends_of - 8 * byte)
+    return ClassLayout(coded, ordered, byte, shift, torch.tensor(tables, dtype=torch.int64), -(-end // 8))
+
+
+def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:
+    """(n,) the first byte of every row: the rows of a class lie together, in vocabulary order, class after class.
+
+    int32 where that is wide enough.
+    """
+    sizes = torch.bincount(classes.long(), minlength=len(row_bytes))
+    lengths = torch.tensor(row_bytes, device=classes.device)
+    totals = sizes * lengths
+    order = classes.long().argsort(stable=True)
+    within = torch.arange(len(classes), device=classes.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    grouped = classes.long()[order]
+    starts = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
+    starts[order] = (totals.cumsum(0) - totals)[grouped] + within * lengths[grouped]
+    return starts if int(totals.sum()) >= 2**31 else starts.int()

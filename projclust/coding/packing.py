@@ -1,0 +1,43 @@
+"""Small numbers in few bits."""
+
+import torch
+from torch import Tensor
+
+
+def pack_nibbles(values: Tensor) -> Tensor:
+    """uint8 (..., ceil(m / 2)) of numbers below 16 (..., m): the first in the high half of a byte."""
+    values = values.to(torch.uint8)
+    if values.shape[-1] % 2:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return values[..., ::2] << 4 | values[..., 1::2]
+
+
+def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
+    """The first `count` numbers of `pack_nibbles`, uint8 (..., count)."""
+    return torch.stack([packed >> 4, packed & 15], -1).flatten(-2)[..., :count]
+
+
+def pack_steps(states: Tensor, bits: list[int]) -> Tensor:
+    """uint8 (N, ceil(sum of bits / 8)): the low bits of each step's state, one after the other, the high bit first.
+
+    Args:
+        states: (N, steps) uint8.
+        bits: new bits of each step.
+    """
+    columns = [(states[:, step] >> shift) & 1 for step, count in enumerate(bits) for shift in range(count - 1, -1, -1)]
+    if not columns:
+        return states.new_empty(len(states), 0)
+    columns += [torch.zeros_like(columns[0])] * (-len(columns) % 8)
+    stream = torch.stack(columns, 1).view(len(states), len(columns) // 8, 8)  # (N, bytes, 8)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=states.device)
+    return (stream << shifts).sum(2, dtype=torch.uint8)
+
+
+def float_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers as the bytes of `dtype`, uint8 (..., itemsize): what half() and to(dtype) leave alone."""
+    return values.to(dtype).contiguous().unsqueeze(-1).view(torch.uint8)
+
+
+def bits_float(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of `float_bits`, float32 (...)."""
+    return stored.contiguous().view(dtype).squeeze(-1).float()

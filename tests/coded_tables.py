@@ -1,0 +1,69 @@
+"""Coded tables to test with, and a decoder of rows that is written bit by bit from docs/format.md."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projclust.coding.codebooks import FIRST_TABLE, KINDS, decode_tables
+from projclust.coding.fit import CodedMatrix, fit_coded
+from projclust.modules import CodedEmbedding
+
+
+def decode_bits(bits: str, kinds: Sequence[int]) -> list[float]:
+    """The values of coordinates of ascending kinds, coordinate by coordinate, from a row's bits."""
+    tables, values, end, within = decode_tables(), [], 0, 0
+    for number, kind in enumerate(kinds):
+        first = number == 0 or kinds[number - 1] != kind
+        within = 0 if first else within + 1
+        place = within % KINDS[kind].values
+        if place == 0:
+            end += KINDS[kind].bits
+        state = int(("00000000" + bits[:end])[-8:], 2)
+        values.append(float(tables[FIRST_TABLE[kind] + place, state]))
+    return values
+
+
+def bits_of(row: Tensor) -> str:
+    """The bits of bytes, the high one of each first."""
+    return "".join(f"{byte:08b}" for byte in row.tolist())
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def skewed_table(n: int, d: int, seed: int = 0) -> Tensor:
+    """A table with a mean, a falling spectrum and a rotation."""
+    rotation = torch.linalg.qr(gaussian(d, d, seed=seed + 1))[0]
+    return gaussian(n, d, seed=seed) * torch.linspace(2, 0.2, d) @ rotation + 0.3
+
+
+def falling_weights(n: int) -> Tensor:
+    """Weights as unequal as those of words."""
+    return 1 / (1 + torch.arange(n, dtype=torch.float64)) ** 0.5
+
+
+def coded(n: int = 300, d: int = 12, classes: int = 4, decoders: int = 1, bits: float = 5.0) -> CodedMatrix:
+    """A small coded table of several classes."""
+    return fit_coded(skewed_table(n, d), int(n * d * bits / 8), falling_weights(n), classes=classes, decoders=decoders)
+
+
+def embedding_of(coded: CodedMatrix, **options: Any) -> CodedEmbedding:
+    """An embedding with these bytes."""
+    embedding = CodedEmbedding(coded.shape, **options)
+    embedding.set_stored(coded.stored)
+    return embedding
+
+
+def rebuilt(coded: CodedMatrix) -> Tensor:
+    """The table that these bytes stand for."""
+    return embedding_of(coded).dense_weight()
+
+
+def relative_error(table: Tensor, other: Tensor) -> float:
+    """Squared, over the squared norm of the first."""
+    table, other = table.double(), other.double()
+    return float((other - table).square().sum() / table.square().sum())
