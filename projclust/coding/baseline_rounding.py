@@ -1,0 +1,135 @@
+"""Rounding to a few levels, with an fp16 scale for every group of numbers: the fixed-size baselines.
+
+Every function returns the numbers that a decoder would rebuild, so that what rounded scales lose is lost here.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Tried for the scale, as fractions of the one that clips nothing: with few levels, clipping the largest number of a
+# group so that the others are finer often pays.
+CLIPPING = tuple(step / 20 for step in range(20, 5, -1))
+NO_CLIPPING = (1.0,)
+NORMAL_FLOAT_BITS = 4
+
+_LARGEST_HALF = 65504.0
+# Numbers in a temporary: it stays in a core's cache through the search for the scale.
+_BLOCK = 2**17
+
+# 16 quantiles of a normal distribution, zero among them, scaled to [-1, 1] (Dettmers et al., QLoRA, NeurIPS 2023,
+# appendix E).
+_NORMAL_FLOAT = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+def to_half(numbers: Tensor) -> Tensor:
+    """`numbers` as float16 stores them, in float32; what is too large for it becomes its largest."""
+    return numbers.clamp(-_LARGEST_HALF, _LARGEST_HALF).half().float()
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes of `bits` bits, packed."""
+    return -(-count * bits // 8)
+
+
+def rounded_row_bytes(d: int, bits: int, group: int) -> int:
+    """Bytes of a row: its packed codes, and a float16 scale for every `group` columns (the last group may be short)."""
+    return packed_bytes(d, bits) + 2 * -(-d // group)
+
+
+def round_rows(table: Tensor, bits: int, group: int, factors: tuple[float, ...]) -> Tensor:
+    """(n, d) float32 rows of `table`, every `group` columns of a row rounded with one scale; see `round_groups`."""
+    rebuilt = torch.empty(table.shape, device=table.device)
+    for block, into in _row_blocks(table, rebuilt):
+        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
+            place.copy_(_round_block(values, bits, factors, None))
+    return rebuilt
+
+
+def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None = None) -> Tensor:
+    """Round each row of `values` with one scale, the one of least weighted squared error among `factors`.
+
+    The levels are a float16 scale times -2^(bits-1) .. 2^(bits-1) - 1. The scale has the sign that puts the largest
+    number on the side with one level more (llama.cpp's Q4_0), which on MiniLM gains more than the bits of a zero point
+    would. Of two bits the levels are -1.5, -0.5, 0.5 and 1.5: there, a level for zero costs more than it brings.
+
+    Args:
+        values: (g, m) float32.
+        bits: of a code, 2 to 8.
+        factors: scales to try, as fractions of the one that clips nothing.
+        weights: (m,) of the columns; default: all one.
+
+    Returns:
+        (g, m) float32 rebuilt numbers.
+    """
+    rebuilt = torch.empty_like(values)
+    for block, into in _row_blocks(values, rebuilt):
+        into.copy_(_round_block(block, bits, factors, weights))
+    return rebuilt
+
+
+def round_normal_float(table: Tensor, group: int) -> Tensor:
+    """(n, d) float32 rows of `table` in NF4: the largest magnitude of every `group` columns is the float16 scale."""
+    levels = torch.tensor(_NORMAL_FLOAT, device=table.device)
+    limits = (levels[1:] + levels[:-1]) / 2
+    rebuilt = torch.empty(table.shape, device=table.device)
+    for block, into in _row_blocks(table, rebuilt):
+        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
+            scale = to_half(values.abs().amax(-1, keepdim=True))
+            place.copy_(levels[torch.bucketize(values / _divisor(scale), limits)] * scale)
+    return rebuilt
+
+
+def _round_block(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None) -> Tensor:
+    offset = 0.5 if bits == 2 else 0.0
+    lowest = offset - 2 ** (bits - 1)
+    highest = lowest + 2**bits - 1
+    extreme = values.gather(-1, values.abs().argmax(-1, keepdim=True))
+    best, least = torch.zeros_like(values), torch.full_like(extreme, torch.inf)
+    for factor in factors:
+        scale = to_half(extreme * (factor / lowest))
+        levels = (values / _divisor(scale) - offset).round_().add_(offset).clamp_(lowest, highest)
+        rebuilt = levels.mul_(scale)
+        errors = (rebuilt - values).square_()
+        error = errors.sum(-1, keepdim=True) if weights is None else errors @ weights.unsqueeze(1)
+        best = torch.where(error < least, rebuilt, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """`scale`, with one for zero: whatever the codes of such a group are, they rebuild to zeros."""
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _row_blocks(table: Tensor, rebuilt: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, _BLOCK // table.shape[1])
+    for block, into in zip(table.split(rows), rebuilt.split(rows), strict=True):
+        yield block.float(), into
+
+
+def _groups(rows: Tensor, group: int) -> Iterator[Tensor]:
+    """Views of `rows` (r, d): the full groups (r, g, group), then the short last one (r, 1, rest), where there are."""
+    full = rows.shape[1] // group * group
+    if full:
+        yield rows[:, :full].unflatten(1, (-1, group))
+    if full < rows.shape[1]:
+        yield rows[:, full:].unsqueeze(1)
