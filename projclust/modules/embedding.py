@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .factorized import FactorizedTable, by_cluster, in_compiler
+from .factorized import FactorizedTable, by_cluster
+from .grouped import grouped_product
+from .lookup import EmbeddingLookup
 
 
-class ProjectiveEmbedding(FactorizedTable):
+class ProjectiveEmbedding(EmbeddingLookup, FactorizedTable):
     """Drop-in for `nn.Embedding` over a table held as k bases and n coefficient rows.
 
     Distinct tokens of a batch are decoded once, grouped by cluster, in one product per cluster. On accelerators and
@@ -48,32 +49,10 @@ class ProjectiveEmbedding(FactorizedTable):
         primary: FactorizedTable | None = None,
         cluster_sizes: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, n_clusters, rank, affine, dtype, device, primary, cluster_sizes)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = padding_idx
-        self.scale = scale
-        # What to rebuild when the model is made dense again.
-        self.dense_class: type[nn.Embedding] = nn.Embedding
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of shape ``ids.shape + (d,)`` in the weight's dtype."""
-        flat = ids.reshape(-1)
-        # A lookup is not for autocast, which leaves that of nn.Embedding alone as well.
-        with torch.autocast(self.weight.device.type, enabled=False):
-            # Distinct tokens and the sizes of their groups are data: a compiler has no shapes for them, and an
-            # accelerator would have to stop until the host knows them.
-            if self.weight.device.type != "cpu" or in_compiler():
-                rows = self._scaled(self._decode_static(flat))
-            else:
-                distinct_rows, inverse = self._decode_distinct(flat)
-                rows = F.embedding(inverse, self._scaled(distinct_rows))
-        return rows.view(*ids.shape, self.embedding_dim)
-
-    def rows(self, ids: Tensor) -> Tensor:
-        """(N, d) rows of the table for a vector of ids, without the scale: what the dense weight would hold."""
-        distinct_rows, inverse = self._decode_distinct(ids)
-        return F.embedding(inverse, distinct_rows)
+        FactorizedTable.__init__(
+            self, num_embeddings, embedding_dim, n_clusters, rank, affine, dtype, device, primary, cluster_sizes
+        )
+        self.set_lookup(num_embeddings, embedding_dim, padding_idx, scale)
 
     def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the u distinct tokens, (u, d), and for each token which of them it is, (N,)."""
@@ -90,8 +69,7 @@ class ProjectiveEmbedding(FactorizedTable):
             ]
         )  # (u, d)
         if self.padding_idx is not None and torch.is_grad_enabled():
-            padding = (distinct == position[self.padding_idx]).unsqueeze(1)
-            rows = torch.where(padding, rows.detach(), rows)
+            rows = self._without_padding_gradient(rows, distinct == position[self.padding_idx])
         return rows, inverse
 
     def _coefficients_at(self, positions: Tensor, counts: list[int]) -> Sequence[Tensor]:
@@ -124,52 +102,16 @@ class ProjectiveEmbedding(FactorizedTable):
         return torch.stack([F.pad(basis, (0, 0, 0, self.rank - rank)) for basis, rank in bases])
 
     def _decode_static(self, ids: Tensor) -> Tensor:
-        """The row of every token, (N, d), by operations whose shapes do not depend on data.
-
-        The tokens' coefficients are laid out in blocks that each belong to one cluster, so that one batched product
-        decodes all. With N // k + 2 slots a block, at most 2k blocks suffice however the tokens are spread: less than
-        twice the work of the groups themselves, and the blocks' bases take no more memory than the bases twice.
-        """
+        """The row of every token, (N, d), by operations whose shapes do not depend on data."""
         coefficients = self._padded_coefficients(ids)  # (N, j)
         clusters = self.primary.clusters.index_select(0, ids).long()  # (N,)
-
-        tokens = ids.shape[0]
-        size = tokens // self.n_clusters + 2  # never 1, which export would make a case of its own
-        n_blocks = (tokens + self.n_clusters * (size - 1)) // size
-        member = clusters.unsqueeze(1) == torch.arange(self.n_clusters, device=ids.device)  # (N, k)
-        rank_in_cluster = member.cumsum(0).gather(1, clusters.unsqueeze(1)).squeeze(1) - 1
-        blocks_of_cluster = (member.sum(0) + size - 1) // size  # (k,)
-        ends = blocks_of_cluster.cumsum(0)
-        slots = (ends - blocks_of_cluster).index_select(0, clusters) * size + rank_in_cluster  # (N,) all different
-        blocks = torch.arange(n_blocks, device=ids.device).unsqueeze(1)
-        owner = (blocks >= ends).sum(1).clamp(max=self.n_clusters - 1)  # the last blocks may be empty
-
-        laid_out = coefficients.new_zeros(n_blocks * size, self.rank).index_copy(0, slots, coefficients)
-        decoded = laid_out.view(n_blocks, size, self.rank) @ self._padded_bases().index_select(0, owner)
-        rows = decoded.flatten(0, 1).index_select(0, slots)
+        rows = grouped_product(coefficients, clusters, self._padded_bases())
         if self.means is not None:
             rows = rows + F.embedding(clusters, self.means)
         if self.padding_idx is not None:
-            padding = (ids == self.padding_idx).unsqueeze(1)
-            rows = torch.where(padding, rows.detach(), rows)
+            rows = self._without_padding_gradient(rows, ids == self.padding_idx)
         return rows
-
-    def _scaled(self, rows: Tensor) -> Tensor:
-        return rows if self.scale is None else rows * _rounded(self.scale, self.weight.dtype)
 
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}, k={self.n_clusters}, {self.ranks_text()}"
-        if self.means is not None:
-            text += ", affine"
-        if self.padding_idx is not None:
-            text += f", padding_idx={self.padding_idx}"
-        if self.scale is not None:
-            text += f", scale={self.scale:g}"
-        return text
-
-
-def _rounded(scale: float, dtype: torch.dtype) -> float:
-    """`scale` as the nearest number of `dtype`, which is what a scaled embedding multiplies by."""
-    if dtype.itemsize >= 4:
-        return scale
-    return cast(float, torch.tensor(scale, dtype=dtype, device="cpu").item())
+        return text + (", affine" if self.means is not None else "") + self._lookup_text()

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from projclust.errors import ProjclustError
 
+from .table import CompressedTable
+
 
 class RowOrder(NamedTuple):
     """Where each vocabulary row lies in the coefficients, which are stored cluster by cluster.
@@ -30,7 +32,7 @@ class RowOrder(NamedTuple):
     of: tuple[int, int, torch.device]
 
 
-class FactorizedTable(nn.Module):
+class FactorizedTable(CompressedTable):
     """A table of n rows in d dimensions as coefficients in k bases: ``row = coefficients @ basis (+ mean)``.
 
     The coefficient tensor is called `weight` on purpose: what reads the dtype, the device or the number of rows of an
@@ -112,6 +114,15 @@ class FactorizedTable(nn.Module):
         """The table that owns `clusters`: this one, or the one it is tied to."""
         return self._primary[0] if self._primary else self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors."""
+        return self.weight.dtype
+
+    def prepare(self) -> None:
+        """Build the row order."""
+        self.row_order()
+
     def factor_names(self) -> list[str]:
         """Names of the trainable factors."""
         return ["weight", "bases"] if self.means is None else ["weight", "bases", "means"]
@@ -174,7 +185,7 @@ class FactorizedTable(nn.Module):
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
-        """(n, d) the table itself, in the factors' dtype. For export only: no forward pass builds it."""
+        """(n, d) the table itself, in the factors' dtype."""
         order = self.row_order()
         parts = by_cluster(self.weight, order.sizes, self.ranks)
         rows = torch.cat(list(map(_rebuild, parts, self.basis_of_each(), self.mean_of_each())))

@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from projclust import ProjclustError, ProjectiveEmbedding, ProjectiveLMHead
 
@@ -245,22 +245,6 @@ def test_state_is_the_documented_one_and_requires_grad_can_be_set() -> None:
     assert set(embedding.state_dict()) == {"weight", "bases", "means", "clusters"}
     embedding.requires_grad_(False).requires_grad_(True)  # an integer parameter would raise
     assert embedding.clusters.dtype in (torch.uint8, torch.int32)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the number of elements of the largest tensor any operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0
-        self.ignored: tuple[int, ...] | None = None
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.shape != self.ignored:
-                self.largest = max(self.largest, tensor.numel())
-        return out
 
 
 # (k, j): few clusters, and so many that a product with all bases would cost far more than the table's bytes.
