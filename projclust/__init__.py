@@ -12,29 +12,38 @@ from ._registration import register_with_transformers
 if TYPE_CHECKING:
     from .clustering import ProjectiveClustering
     from .errors import CheckpointError, ProjclustError
-    from .hf.compress import compress_model
+    from .hf.compress import compress_model, unfreeze
     from .hf.config import ProjClustConfig
-    from .modules import ProjectiveEmbedding, ProjectiveLMHead
+    from .modules import CodedEmbedding, CodedLMHead, ProjectiveEmbedding, ProjectiveLMHead
+    from .weights import word_weights
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "CheckpointError": "errors",
+    "CodedEmbedding": "modules",
+    "CodedLMHead": "modules",
     "ProjClustConfig": "hf.config",
     "ProjclustError": "errors",
     "ProjectiveClustering": "clustering",
     "ProjectiveEmbedding": "modules",
     "ProjectiveLMHead": "modules",
     "compress_model": "hf.compress",
+    "unfreeze": "hf.compress",
+    "word_weights": "weights",
 }
 __all__ = [
     "CheckpointError",
+    "CodedEmbedding",
+    "CodedLMHead",
     "ProjClustConfig",
     "ProjclustError",
     "ProjectiveClustering",
     "ProjectiveEmbedding",
     "ProjectiveLMHead",
     "compress_model",
+    "unfreeze",
+    "word_weights",
 ]
 
 register_with_transformers()

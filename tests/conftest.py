@@ -13,7 +13,7 @@ import torch
 from minilm_forms import minilm_folder, save_form
 from safetensors.torch import load_file
 from tiny_classifier import save_tiny_classifier
-from tiny_models import tiny_model, uneven_model
+from tiny_models import compressed_model, tiny_model, uneven_model
 from torch import Tensor
 
 from projclust import compress_model
@@ -73,6 +73,30 @@ def adaptive_folder(tmp_path: Path) -> Path:
     """A tiny compressed BERT masked-LM checkpoint of unequal ranks (k=3)."""
     folder = tmp_path / "tiny-adaptive"
     compress_model(uneven_model("bert"), k=3, j=5, ranks="adaptive").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def coded_folder(tmp_path: Path) -> Path:
+    """A tiny BERT masked-LM checkpoint with coded rows (codes "auto")."""
+    folder = tmp_path / "tiny-coded"
+    compressed_model("bert", "auto").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def int8_folder(tmp_path: Path) -> Path:
+    """A tiny BERT masked-LM checkpoint with int8 coefficients (k=3, j=5)."""
+    folder = tmp_path / "tiny-int8"
+    compressed_model("bert", "int8").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def int4_folder(tmp_path: Path) -> Path:
+    """A tiny BERT masked-LM checkpoint with int4 coefficients and means (k=3, j=5)."""
+    folder = tmp_path / "tiny-int4"
+    compressed_model("bert", "int4").save_pretrained(folder)
     return folder
 
 

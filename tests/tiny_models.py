@@ -8,6 +8,8 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from projclust import compress_model
+
 VOCABULARY = 120
 WIDTH = 16
 
@@ -107,6 +109,25 @@ def uneven_model(name: str) -> PreTrainedModel:
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(0.1 * table)
     return model
+
+
+# Ways to compress `tiny_model`, or `uneven_model` where ranks are unequal, by a name for parametrised tests.
+COMPRESSIONS: dict[str, dict[str, Any]] = {
+    "equal": {"k": 3, "j": 5},
+    "equal affine": {"k": 3, "j": 5, "affine": True},
+    "adaptive": {"k": 3, "j": 5, "ranks": "adaptive"},
+    "adaptive affine": {"k": 3, "j": 5, "ranks": "adaptive", "affine": True},
+    "auto": {"bits": 6.0, "metric": "none"},
+    "int8": {"k": 3, "j": 5, "codes": "int8"},
+    "int4": {"k": 3, "j": 5, "codes": "int4", "affine": True},
+}
+CODED = ("auto", "int8", "int4")
+
+
+def compressed_model(name: str, how: str) -> PreTrainedModel:
+    """A tiny model compressed in one of these ways."""
+    model = uneven_model(name) if "adaptive" in how else tiny_model(name)
+    return compress_model(model, **COMPRESSIONS[how])
 
 
 def inputs_for(name: str) -> dict[str, Tensor]:

@@ -21,16 +21,21 @@ _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_t
 def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> str:
     """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper."""
     heading = f"{_short_name(report['model'])}, embedding compressed by projclust"
+    auto = report["codes"] == "auto"  # of which the paper's rate says little
+    rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report['compression_rate']:.2%}")]
     rows = [
         ("table", f"{report['n']:,} rows x {report['d']} columns"),
         ("method", _method_line(report)),
-        ("parameters", f"{report['params_dense']:,} -> {report['params_stored']:,}"),
-        ("compression rate (cluster ids not counted)", f"{report['compression_rate']:.2%}"),
+        ("parameters", f"{report['params_dense']:,} -> {report['params_stored']:,}" + " that have a code" * auto),
+        *rate,
         ("bytes of the embedding in the file", f"{report['bytes_dense']:,} -> {report['bytes_stored']:,}"),
         ("bytes of all weights", f"{report['model_bytes_dense']:,} -> {report['model_bytes_stored']:,}"),
         ("stored bits per original weight", f"{report['bits_per_weight']:.2f} ({report['codes']})"),
         ("relative squared error", f"{report['relative_error']:.4f}"),
-        ("SVD of equal size would have", f"{report['same_size_svd']['weighted_relative_error']:.4f}"),
+        (
+            f"SVD of equal size ({report['same_size_svd']['codes']}) would have",
+            f"{report['same_size_svd']['weighted_relative_error']:.4f}",
+        ),
     ]
     if report["weights"] != "uniform":
         rows[-1:-1] = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
@@ -42,8 +47,7 @@ def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> s
     return f"""{_front_matter(report["model"], source, "quantized")}
 # {heading}
 
-The word embedding of {_linked(report["model"])} was factorised: each row lies in one of {report["k"]} subspaces of
-{_dimensions(report["ranks"])} coordinates there.
+{_what_was_done(report)}
 No other weight was changed, and nothing was trained.
 
 {table}
@@ -223,6 +227,21 @@ def _source_metadata(source: Path) -> dict[str, Any]:
         return {}
 
 
+def _what_was_done(report: dict[str, Any]) -> str:
+    model = _linked(report["model"])
+    if report["codes"] == "auto":
+        by = "length" if report["weights"] == "uniform" else "how much they matter"
+        return (
+            f"The word embedding of {model} was coded: its rows were classed by {by} into {report['k']} classes, and\n"
+            f"each coordinate of a class got as many bits as it deserves, {min(report['row_bytes'])} to "
+            f"{max(report['row_bytes'])} bytes a row."
+        )
+    return (
+        f"The word embedding of {model} was factorised: each row lies in one of {report['k']} subspaces of\n"
+        f"{_dimensions(report['ranks'])} coordinates there."
+    )
+
+
 def _dimensions(ranks: list[int]) -> str:
     least, most = min(ranks), max(ranks)
     if least == most:
@@ -231,6 +250,12 @@ def _dimensions(ranks: list[int]) -> str:
 
 
 def _method_line(report: dict[str, Any]) -> str:
+    if report["codes"] == "auto":
+        metric = "by the model's gradients" if report["metric"] == "model" else "as they are"
+        weights = report["weights"]
+        if report["weights_exponent"] is not None:
+            weights += f" (to the power {report['weights_exponent']:g})"
+        return f"projclust codes auto, errors measured {metric}, row weights {weights}, seed {report['seed']}"
     kind = "affine" if report["affine"] else "linear"
     least, most = min(report["ranks"]), max(report["ranks"])
     rank = f"rank j={report['j']}" if least == most else f"adaptive ranks {least} to {most} (budget of j={report['j']})"

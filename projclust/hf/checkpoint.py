@@ -171,9 +171,12 @@ def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, 
     The checkpoint may have or lack a prefix of `name`; transformers even renames the embeddings of a few models.
     """
     for key in tensors:
-        module = key.removesuffix("bases")
-        if key.endswith(".bases") and f"{module}clusters" in tensors:
-            return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] + "." == module}
+        module, _, last = key.rpartition(".")
+        if (last, f"{module}.clusters" in tensors, f"{module}.kinds" in tensors) in (
+            ("bases", True, False),
+            ("decoder_scales", False, True),
+        ):
+            return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module}
     parts = name.split(".")
     for start in range(len(parts)):
         prefix = ".".join(parts[start:]) + "."

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from operator import mul
 from typing import Any, TypeVar
 
 import torch
@@ -13,11 +14,15 @@ from projclust.clustering import Method, ProjectiveClustering
 from projclust.clustering.estimator import Progress
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
+from projclust.coding.fit import CodedMatrix, code_clusters, fit_coded
+from projclust.coding.fit import Progress as RowProgress
 from projclust.errors import ProjclustError
-from projclust.modules import ProjectiveEmbedding
-from projclust.planning import rank_for_ratio
+from projclust.modules import CodedEmbedding, ProjectiveEmbedding
+from projclust.modules.lookup import EmbeddingLookup
+from projclust.planning import rank_for_bytes, rank_for_ratio
 
-from .config import ProjClustConfig, stored_dtype
+from .config import AUTO, INTEGER_CODES, Metric, ProjClustConfig, stored_dtype
+from .metric import model_metric
 from .quantizer import ProjClustHfQuantizer, stored_shape
 from .swap import input_embedding, swap_embedding
 
@@ -29,13 +34,15 @@ class Compression:
     """What a compression did.
 
     Attributes:
-        clustering: the fitted estimator.
-        parameters: of the stored factors.
+        clustering: the fitted estimator; None for codes "auto", which need none.
+        coded: the coded table; None for float codes.
+        parameters: numbers that are stored: of the factors, or those that have codes.
         relative_error: squared error of the stored table over the squared norm of the dense one.
         weighted_relative_error: the same with the row weights of the fit.
     """
 
-    clustering: ProjectiveClustering
+    clustering: ProjectiveClustering | None
+    coded: CodedMatrix | None
     parameters: int
     relative_error: float
     weighted_relative_error: float
@@ -47,11 +54,13 @@ def compress_model(
     j: int | None = None,
     *,
     ratio: float | None = None,
+    bits: float | None = None,
     affine: bool = False,
     method: Method | str = Method.PROJECTIVE,
     ranks: Ranks | str = Ranks.EQUAL,
     loss: Loss | str = Loss.L2,
     codes: str | None = None,
+    metric: Metric | str = Metric.MODEL,
     sample_weight: Any = None,
     restarts: int = 8,
     max_iter: int = 100,
@@ -65,13 +74,17 @@ def compress_model(
         model: any transformers model with a token embedding.
         k: number of subspaces.
         j: their dimension; or give
-        ratio: the paper's compression rate to reach, 0.4 takes 40% of the parameters off.
+        ratio: the paper's compression rate to reach, 0.4 takes 40% of the parameters off; or
+        bits: stored bits for each entry of the table, everything counted; without `codes`, "auto" ones.
         affine: subspaces with means.
         method: "projective", "svd" (k = 1) or "random".
         ranks: "equal", or "adaptive": unequal ranks that take no more parameters than j for all.
         loss: "l2", "l1" or "huber": what the fit sums of the rows' distances to their subspaces.
-        codes: dtype to store the factors in: "float32", "float16", "bfloat16"; default: the model's own.
-        sample_weight: (n,) row weights, tensor or array; default: all one.
+        codes: dtype to store the factors in: "float32", "float16", "bfloat16"; default: the model's own. "int8" or
+            "int4" code the coefficients; "auto" chooses classes, ranks and codes itself and takes neither k nor j.
+        metric: of "auto" codes: "model" or "none", see `ProjClustConfig`.
+        sample_weight: (n,) row weights, tensor or array; default: all one. `projclust.word_weights` makes them from the
+            words of a language, without which "auto" codes lose most of what they are good for.
         restarts, max_iter, tol, seed, device: see `ProjectiveClustering`.
 
     Returns:
@@ -81,14 +94,41 @@ def compress_model(
         ProjclustError: the model or the options are unsuitable; the model is then unchanged.
     """
     embedding = input_embedding(model)[1]
-    if (j is None) == (ratio is None):
-        raise ProjclustError("give exactly one of j and ratio")
-    if ratio is not None:
-        j = rank_for_ratio(ratio, embedding.num_embeddings, embedding.embedding_dim, k, affine)
-    assert j is not None
+    n, d = embedding.num_embeddings, embedding.embedding_dim
+    if sum(target is not None for target in (j, ratio, bits)) != 1:
+        raise ProjclustError("give exactly one of j, ratio and bits")
     method, ranks, loss = (option.value if isinstance(option, Enum) else option for option in (method, ranks, loss))
-    config = ProjClustConfig(k, j, affine, method, codes, seed, restarts, max_iter, tol, ranks, loss)
+    metric = metric.value if isinstance(metric, Enum) else metric
+    stored_dtype(codes, embedding.weight.dtype)  # whether there are such codes
+    if bits is not None and codes is None:
+        codes = AUTO
+    if codes == AUTO:
+        if j is not None:
+            raise ProjclustError("codes auto choose the ranks: give bits or ratio instead of j")
+        bits = 8 * embedding.weight.element_size() * (1 - ratio) if ratio is not None else bits
+        config = ProjClustConfig(codes=AUTO, method=method, seed=seed, bits=bits, metric=metric)
+    else:
+        if ratio is not None:
+            j = rank_for_ratio(ratio, n, d, k, affine)
+        if bits is not None:
+            own = str(embedding.weight.dtype).removeprefix("torch.")
+            j = rank_for_bytes(bytes_for_bits(bits, n, d), n, d, k, codes or own, affine)
+        assert j is not None
+        config = ProjClustConfig(k, j, affine, method, codes, seed, restarts, max_iter, tol, ranks, loss)
     compress_embedding(model, config, sample_weight, device)
+    return model
+
+
+def unfreeze(model: ModelT) -> ModelT:
+    """Let a coded embedding learn: its means, deviations and decoders become parameters, in place.
+
+    Codes themselves never change, and what is trained is rounded to what is stored in every step, so the checkpoint
+    keeps its size. To be called before the optimizer is made. Float factors are parameters from the start.
+
+    Returns:
+        the same model.
+    """
+    model.get_input_embeddings().requires_grad_(True)
     return model
 
 
@@ -99,10 +139,14 @@ def compress_embedding(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     process_group: "dist.ProcessGroup | None" = None,
+    encoding: RowProgress | None = None,
 ) -> Compression:
     """Fit, swap and fill the embedding of `model` as `config` says; completes `config` with the table's shape.
 
     With a process group all its processes, which have the same model, share the fit and get the same result.
+
+    Args:
+        encoding: called while rows are coded, with how many are and of how many.
 
     Raises:
         ProjclustError: as `compress_model`.
@@ -111,37 +155,43 @@ def compress_embedding(
     table = old.weight.detach()
     if table.is_meta:
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
-    stored = stored_dtype(config.codes, table.dtype)
-    weights = None if sample_weight is None else torch.as_tensor(sample_weight, dtype=torch.float64)
-    clustering = ProjectiveClustering(
-        config.n_clusters,
-        config.rank,
-        affine=config.affine,
-        method=config.method,
-        ranks=config.ranks,
-        loss=config.loss,
-        restarts=config.restarts,
-        max_iter=config.max_iter,
-        tol=config.tol,
-        seed=config.seed,
-        device=device,
-        process_group=process_group,
-    ).fit(table, weights, progress)
-
-    bases, means = _rounded(clustering.components_, stored), clustering.means_
-    means = None if means is None else _rounded(means, stored)
-    coefficients = _rounded(clustering.coefficients_, stored)
-
     n, d = table.shape
-    if config.ranks == Ranks.ADAPTIVE.value:
-        sizes = torch.bincount(clustering.labels_, minlength=config.n_clusters).tolist()
-        config.set_table(n, d, clustering.ranks_, sizes)
+    weights = None if sample_weight is None else torch.as_tensor(sample_weight, dtype=torch.float64)
+    dtype = stored_dtype(config.codes, table.dtype)
+    clustering, coded = None, None
+    if config.codes == AUTO:
+        check_auto(config)
+        coded = _fit_auto(model, table, config, weights, device, encoding)
     else:
-        config.set_table(n, d)
-    shape = stored_shape(config)
-    embedding = swap_embedding(model, shape)
-    embedding.set_factors(clustering.labels_, coefficients, bases, means)
-    embedding.requires_grad_(old.weight.requires_grad)
+        clustering = ProjectiveClustering(
+            config.n_clusters,
+            config.rank,
+            affine=config.affine,
+            method=config.method,
+            ranks=config.ranks,
+            loss=config.loss,
+            restarts=config.restarts,
+            max_iter=config.max_iter,
+            tol=config.tol,
+            seed=config.seed,
+            device=device,
+            process_group=process_group,
+        ).fit(table, weights, progress)
+        if config.codes in INTEGER_CODES:
+            coded = _code_clusters(table, clustering, config.codes, encoding)
+
+    embedding: ProjectiveEmbedding | CodedEmbedding
+    if coded is not None:
+        config.set_coded_table(coded.shape)
+        embedding = swap_embedding(model, coded.shape)
+        assert isinstance(embedding, CodedEmbedding)
+        embedding.set_stored(coded.stored)
+        parameters = _coded_numbers(coded)
+    else:
+        assert clustering is not None
+        embedding = _filled(model, clustering, config, (n, d), dtype)
+        embedding.requires_grad_(old.weight.requires_grad)
+        parameters = sum(getattr(embedding, name).numel() for name in embedding.factor_names())
     model.tie_weights()
 
     model.hf_quantizer = ProjClustHfQuantizer(config, pre_quantized=True)
@@ -149,8 +199,81 @@ def compress_embedding(
     model.is_quantized = False
     model.config.quantization_config = config
     error, weighted_error = _relative_errors(table, embedding, weights)
-    parameters = sum(getattr(embedding, name).numel() for name in embedding.factor_names())
-    return Compression(clustering, parameters, error, weighted_error)
+    return Compression(clustering, coded, parameters, error, weighted_error)
+
+
+def bytes_for_bits(bits: float, n: int, d: int) -> int:
+    """The bytes that so many bits for each entry of an n x d table allow."""
+    return int(bits * n * d / 8 + 1e-6)
+
+
+def check_auto(config: ProjClustConfig) -> None:
+    """Refuse options that codes "auto" cannot follow.
+
+    Raises:
+        ProjclustError: naming them.
+    """
+    if config.bits is None or not 0 < config.bits < 32:
+        raise ProjclustError("codes auto need a size: bits between 0 and 32 for each entry of the table")
+    if config.method != Method.PROJECTIVE.value:
+        raise ProjclustError(f"codes auto are of method projective, not {config.method}")
+    if config.metric not in [metric.value for metric in Metric]:
+        raise ProjclustError(f"metric must be one of {', '.join(metric.value for metric in Metric)}")
+
+
+def _fit_auto(
+    model: PreTrainedModel,
+    table: Tensor,
+    config: ProjClustConfig,
+    weights: Tensor | None,
+    device: torch.device | str | None,
+    encoding: RowProgress | None,
+) -> CodedMatrix:
+    metric = None
+    if config.metric == Metric.MODEL.value:
+        exponent = getattr(config, "weights_exponent", None) or 1.0
+        metric = model_metric(model, None if weights is None else weights ** (1 / exponent), config.seed)
+    assert config.bits is not None
+    on_device = table if device is None else table.to(device)
+    return fit_coded(on_device, bytes_for_bits(config.bits, *table.shape), weights, metric, progress=encoding)
+
+
+def _code_clusters(
+    table: Tensor, clustering: ProjectiveClustering, codes: str | None, encoding: RowProgress | None
+) -> CodedMatrix:
+    assert codes is not None
+    components, means = clustering.components_, clustering.means_
+    on_device = table.to(components.device)
+    return code_clusters(on_device, clustering.labels_, components, means, clustering.ranks_, codes, encoding)
+
+
+def _coded_numbers(coded: CodedMatrix) -> int:
+    shape = coded.shape
+    rows = torch.bincount(coded.classes, minlength=shape.classes).tolist()
+    beside = (shape.decoders * shape.rank + shape.affine * shape.classes) * shape.d  # decoders and means
+    return sum(map(mul, rows, coded.ranks)) + beside
+
+
+def _filled(
+    model: PreTrainedModel,
+    clustering: ProjectiveClustering,
+    config: ProjClustConfig,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> ProjectiveEmbedding:
+    """The embedding swapped in, with the fitted factors rounded to `dtype`."""
+    bases, means = _rounded(clustering.components_, dtype), clustering.means_
+    means = None if means is None else _rounded(means, dtype)
+    coefficients = _rounded(clustering.coefficients_, dtype)
+    if config.ranks == Ranks.ADAPTIVE.value:
+        sizes = torch.bincount(clustering.labels_, minlength=config.n_clusters).tolist()
+        config.set_table(*shape, clustering.ranks_, sizes)
+    else:
+        config.set_table(*shape)
+    embedding = swap_embedding(model, stored_shape(config))
+    assert isinstance(embedding, ProjectiveEmbedding)
+    embedding.set_factors(clustering.labels_, coefficients, bases, means)
+    return embedding
 
 
 def _rounded(factor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -161,7 +284,7 @@ def _rounded(factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def _relative_errors(table: Tensor, embedding: ProjectiveEmbedding, weights: Tensor | None) -> tuple[float, float]:
+def _relative_errors(table: Tensor, embedding: EmbeddingLookup, weights: Tensor | None) -> tuple[float, float]:
     """Squared error of the embedding's rows over the squared norm of the table's, plain and weighted."""
     plain, weighted = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for ids in torch.arange(len(table), device=table.device).split(4096):

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 
+from projclust.coding.stored import CodedShape
 from projclust.errors import CheckpointError, ProjclustError
-from projclust.modules import FactorizedTable, ProjectiveEmbedding
+from projclust.modules import CodedTable, CompressedTable, FactorizedTable
 
-from .config import FORMAT_VERSIONS, ProjClustConfig
+from .config import CODED_FORMAT, FLOAT_CODES, FORMAT_VERSIONS, ProjClustConfig
 from .headers import read_headers
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ProjClustHfQuantizer(HfQuantizer):
         if version not in FORMAT_VERSIONS:
             raise CheckpointError(
                 f"this checkpoint has projclust format {version!r}, and this projclust reads formats "
-                f"{' and '.join(map(str, FORMAT_VERSIONS))}: upgrade projclust"
+                f"{', '.join(map(str, FORMAT_VERSIONS))}: upgrade projclust"
             )
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # a method, unlike the three below
@@ -69,14 +70,17 @@ class ProjClustHfQuantizer(HfQuantizer):
             for module in model.modules():
                 if isinstance(module, FactorizedTable):
                     _check_loaded_factors(module)
+                elif isinstance(module, CodedTable) and module.primary is module:
+                    _check_loaded_codes(module)
         else:
             from .compress import compress_embedding
 
             compress_embedding(model, self.quantization_config)
         for module in model.modules():
-            if isinstance(module, ProjectiveEmbedding) and not module.primary.clusters.is_meta:
-                module.row_order()  # now, so that a compiled forward finds it
-        # Everything is an ordinary float parameter: half(), float() and to(dtype) are as safe as on a dense model.
+            if isinstance(module, CompressedTable) and not any(part.is_meta for part in module.primary.buffers()):
+                module.prepare()
+        # half(), float() and to(dtype) are as safe as on a dense model: factors are ordinary float parameters, and
+        # codes are bytes, which they leave alone.
         model.is_quantized = False
         return model
 
@@ -94,7 +98,7 @@ class ProjClustHfQuantizer(HfQuantizer):
         """
         state: dict[str, Tensor] | None = sys._getframe(1).f_locals.get("state_dict")
         codes = self.quantization_config.codes
-        if codes is None:
+        if codes not in FLOAT_CODES:
             return state, {}
         dtype: torch.dtype = getattr(torch, codes)
         state = dict(model.state_dict() if state is None else state)
@@ -121,7 +125,7 @@ def register() -> None:
     AUTO_QUANTIZER_MAPPING.setdefault("projclust", ProjClustHfQuantizer)
 
 
-def stored_shape(config: ProjClustConfig) -> "Shape":
+def stored_shape(config: ProjClustConfig) -> "Shape | CodedShape":
     """The shape that config.json states.
 
     Raises:
@@ -133,6 +137,8 @@ def stored_shape(config: ProjClustConfig) -> "Shape":
         config.check_shapes()
     except ValueError as error:
         raise CheckpointError(f"damaged checkpoint: {error}") from None
+    if config.version == CODED_FORMAT:
+        return config.coded_shape()
     n, d = int(config.num_embeddings or 0), int(config.embedding_dim or 0)  # positive, as checked above
     shape = Shape(n, d, config.n_clusters, config.rank, config.affine)
     if config.cluster_ranks is None or config.cluster_sizes is None:
@@ -140,7 +146,7 @@ def stored_shape(config: ProjClustConfig) -> "Shape":
     return replace(shape, ranks=tuple(config.cluster_ranks), sizes=tuple(config.cluster_sizes))
 
 
-def check_stored_factors(files: list[str], shape: "Shape") -> None:
+def check_stored_factors(files: list[str], shape: "Shape | CodedShape") -> None:
     """Compare the factors' shapes in the safetensors headers with the ones config.json states.
 
     What is missing shows after the load; names are no help before it, since transformers renames some on their way.
@@ -149,7 +155,8 @@ def check_stored_factors(files: list[str], shape: "Shape") -> None:
         CheckpointError: a file cannot be read, or a factor has another shape.
     """
     stored = read_headers([Path(file) for file in files if Path(file).suffix == ".safetensors"])
-    for prefix in [key.removesuffix("bases") for key in stored if key == "bases" or key.endswith(".bases")]:
+    mark = "decoder_scales" if isinstance(shape, CodedShape) else "bases"
+    for prefix in [key.removesuffix(mark) for key in stored if key == mark or key.endswith(f".{mark}")]:
         for factor, wanted in shape.stored.items():
             found = stored.get(prefix + factor)
             if found is not None and found.shape != wanted:
@@ -178,3 +185,13 @@ def _check_loaded_factors(table: FactorizedTable) -> None:
                 raise CheckpointError("damaged checkpoint: the clusters have other sizes than config.json states")
         elif not torch.isfinite(tensor).all():
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} has NaN or infinite entries")
+
+
+def _check_loaded_codes(table: CodedTable) -> None:
+    for name in table.shape.stored:
+        if not getattr(getattr(table, name), "_is_hf_initialized", False) and not hasattr(table, "_hf_hook"):
+            raise CheckpointError(f"damaged checkpoint: the embedding's {name} is missing")
+    try:
+        table.prepare()
+    except ProjclustError as error:
+        raise CheckpointError(f"damaged checkpoint: {error}") from None

@@ -13,8 +13,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from projclust.coding.stored import CodedShape
 from projclust.errors import ProjclustError
-from projclust.modules import FactorizedTable, ProjectiveEmbedding, ProjectiveLMHead
+from projclust.modules import (
+    CodedEmbedding,
+    CodedLMHead,
+    CodedTable,
+    CompressedTable,
+    FactorizedTable,
+    ProjectiveEmbedding,
+    ProjectiveLMHead,
+)
+from projclust.modules.lookup import EmbeddingLookup
 
 _SAVED_TABLES = "_projclust_dense_ties"
 
@@ -72,7 +82,7 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
         module = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         module = None
-    if isinstance(module, FactorizedTable):
+    if isinstance(module, CompressedTable):
         raise ProjclustError(f"the input embedding of this {kind} is compressed already: expand it first")
     if not isinstance(module, nn.Embedding):
         found = "none" if module is None else type(module).__name__
@@ -89,10 +99,10 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
-def swap_embedding(model: PreTrainedModel, shape: Shape) -> ProjectiveEmbedding:
-    """Replace the token embedding and every module tied to it by factorised modules with unset factors.
+def swap_embedding(model: PreTrainedModel, shape: Shape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:
+    """Replace the token embedding and every module tied to it by factorised or coded modules that are yet to be filled.
 
-    New parameters have the old weight's device and dtype; scales, padding and biases are kept.
+    They have the old weight's device and dtype; scales, padding and biases are kept.
 
     Returns:
         the new primary embedding.
@@ -107,27 +117,31 @@ def swap_embedding(model: PreTrainedModel, shape: Shape) -> ProjectiveEmbedding:
             f"the checkpoint's embedding is {shape.n} x {shape.d}, but the model asks for {rows} x {columns}"
         )
     tied = _tied_modules(model, name, old)
-    primary = _factorised_embedding(old, shape, None)
-    replacements: dict[str, FactorizedTable] = dict.fromkeys(_names_of(model, old), primary)
+    primary = _compressed_embedding(old, shape, None)
+    replacements: dict[str, nn.Module] = dict.fromkeys(_names_of(model, old), primary)
     for tied_name, module in tied.items():
-        replacements[tied_name] = _factorised_tie(tied_name, module, shape, primary)
+        replacements[tied_name] = _compressed_tie(tied_name, module, shape, primary)
+    # Of a coded table its secondaries hold nothing that could be tied.
+    factors = primary.factor_names() if isinstance(primary, FactorizedTable) else []
+    # First, for transformers looks up what its tables name.
+    _rewrite_tying_tables(model, set(replacements), factors)
     for target, module in replacements.items():
         model.set_submodule(target, module)
-    _extend_tying_tables(model, set(replacements), primary.factor_names())
     return primary
 
 
 def restore_dense(model: PreTrainedModel) -> None:
-    """Put stock modules with the rebuilt table back in place of every factorised one: undoes `swap_embedding`."""
-    factorised = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, FactorizedTable)}
-    if not factorised:
+    """Put stock modules with the rebuilt table back in place of every compressed one: undoes `swap_embedding`."""
+    compressed = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, CompressedTable)}
+    if not compressed:
         raise ProjclustError("this model holds no compressed embedding")
     weights: dict[int, nn.Parameter] = {}  # one for each set of factors: something may have untied a head meanwhile
     rebuilt: dict[int, nn.Module] = {}
-    for name, module in factorised.items():
-        factor = module.weight
+    for name, module in compressed.items():
+        factor = module.weight if isinstance(module, FactorizedTable) else module.primary
         if id(factor) not in weights:
-            weights[id(factor)] = nn.Parameter(module.dense_weight(), requires_grad=factor.requires_grad)
+            trained = not isinstance(factor, nn.Parameter) or factor.requires_grad
+            weights[id(factor)] = nn.Parameter(module.dense_weight(), requires_grad=trained)
         if id(module) not in rebuilt:
             rebuilt[id(module)] = _dense_module(module, weights[id(factor)]).train(module.training)
         model.set_submodule(name, rebuilt[id(module)])
@@ -212,8 +226,23 @@ def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[
     return {tied: module for tied, module in modules.items() if module is not old}
 
 
+def _compressed_embedding(
+    old: nn.Embedding, shape: Shape | CodedShape, primary: CompressedTable | None
+) -> ProjectiveEmbedding | CodedEmbedding:
+    new: ProjectiveEmbedding | CodedEmbedding
+    if isinstance(shape, CodedShape):
+        assert primary is None or isinstance(primary, CodedTable)
+        new = CodedEmbedding(shape, old.padding_idx, _scale_of(old), old.weight.dtype, old.weight.device, primary)
+    else:
+        assert primary is None or isinstance(primary, FactorizedTable)
+        new = _factorised_embedding(old, shape, primary)
+    new.dense_class = type(old)
+    new.training = old.training
+    return new
+
+
 def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTable | None) -> ProjectiveEmbedding:
-    new = ProjectiveEmbedding(
+    return ProjectiveEmbedding(
         shape.n,
         shape.d,
         shape.k,
@@ -226,50 +255,57 @@ def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTa
         primary=primary,
         cluster_sizes=shape.sizes,
     )
-    new.dense_class = type(old)
-    return new.train(old.training)
 
 
-def _factorised_tie(name: str, old: nn.Module, shape: Shape, primary: ProjectiveEmbedding) -> FactorizedTable:
+def _compressed_tie(
+    name: str, old: nn.Module, shape: Shape | CodedShape, primary: ProjectiveEmbedding | CodedEmbedding
+) -> CompressedTable:
     if type(old) is nn.Linear:
-        head = ProjectiveLMHead(
-            shape.d,
-            shape.n,
-            shape.k,
-            shape.rank,
-            shape.affine,
-            dtype=old.weight.dtype,
-            device=old.weight.device,
-            primary=primary,
-            cluster_sizes=shape.sizes,
-        )
+        head: ProjectiveLMHead | CodedLMHead
+        if isinstance(shape, CodedShape):
+            assert isinstance(primary, CodedTable)
+            head = CodedLMHead(shape, dtype=old.weight.dtype, device=old.weight.device, primary=primary)
+        else:
+            assert isinstance(primary, FactorizedTable)
+            head = ProjectiveLMHead(
+                shape.d,
+                shape.n,
+                shape.k,
+                shape.rank,
+                shape.affine,
+                dtype=old.weight.dtype,
+                device=old.weight.device,
+                primary=primary,
+                cluster_sizes=shape.sizes,
+            )
         head.bias = old.bias  # the parameter itself: it may be tied elsewhere
-        return head.train(old.training)
+        head.training = old.training
+        return head
     if isinstance(old, nn.Embedding) and (type(old) is nn.Embedding or _is_scaled(old)):
-        return _factorised_embedding(old, shape, primary)
+        return _compressed_embedding(old, shape, primary)
     raise ProjclustError(f"{name} is tied to the embedding but is a {type(old).__name__}, which is not supported")
 
 
-def _extend_tying_tables(model: PreTrainedModel, swapped: set[str], factors: list[str]) -> None:
-    """Let every entry that ties a swapped module's weight tie the other factors too."""
-    others = [factor for factor in factors if factor != "weight"]
+def _rewrite_tying_tables(model: PreTrainedModel, swapped: set[str], factors: list[str]) -> None:
+    """In place of every entry that ties a swapped module's weight, tie these factors."""
 
-    def extended(table: dict[str, str], prefix: str) -> dict[str, str]:
-        result = {}
+    def rewritten(table: dict[str, str], prefix: str) -> dict[str, str]:
+        result: dict[str, str] = {}
         for target, source in table.items():
-            result[target] = source
             modules = [key.removesuffix(".weight") for key in (target, source) if key.endswith(".weight")]
             if len(modules) == 2 and any(prefix + module in swapped for module in modules):
-                result |= {f"{modules[0]}.{factor}": f"{modules[1]}.{factor}" for factor in others}
+                result |= {f"{modules[0]}.{factor}": f"{modules[1]}.{factor}" for factor in factors}
+            else:
+                result[target] = source
         return result
 
     for prefix, part in _pretrained_parts(model):
         part._adjust_bias = _keep_bias
         part.__dict__[_SAVED_TABLES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
         # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
-        part.all_tied_weights_keys = extended(part.all_tied_weights_keys, prefix)
+        part.all_tied_weights_keys = rewritten(part.all_tied_weights_keys, prefix)
         if getattr(part.config, "tie_word_embeddings", False) and part._tied_weights_keys:
-            part._tied_weights_keys = extended(part.get_expanded_tied_weights_keys(), prefix)
+            part._tied_weights_keys = rewritten(part.get_expanded_tied_weights_keys(), prefix)
 
 
 def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> None:
@@ -278,8 +314,8 @@ def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> Non
     """
 
 
-def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
-    if isinstance(module, ProjectiveEmbedding):
+def _dense_module(module: CompressedTable, weight: nn.Parameter) -> nn.Module:
+    if isinstance(module, EmbeddingLookup):
         options: dict[str, Any] = {} if module.scale is None else {"embed_scale": module.scale}
         # With one row, for the weight is replaced next; and without touching anybody's random numbers.
         with torch.random.fork_rng(devices=[]):
@@ -287,7 +323,7 @@ def _dense_module(module: FactorizedTable, weight: nn.Parameter) -> nn.Module:
         embedding.num_embeddings, embedding.padding_idx = module.num_embeddings, module.padding_idx
         embedding.weight = weight
         return embedding
-    head = cast(ProjectiveLMHead, module)
+    head = cast(ProjectiveLMHead | CodedLMHead, module)
     linear = nn.Linear(head.in_features, head.out_features, bias=False, device=torch.device("meta"))
     linear.weight = weight
     linear.register_parameter("bias", head.bias)

@@ -4,32 +4,50 @@ import copy
 import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers as hf
-from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, VOCABULARY, inputs_for, logits, tiny_model, uneven_model
+from tiny_models import (
+    BUILDERS,
+    CAUSAL,
+    CODED,
+    COMPRESSIONS,
+    ENCODER_DECODERS,
+    VOCABULARY,
+    compressed_model,
+    inputs_for,
+    logits,
+    tiny_model,
+    uneven_model,
+)
 
-from projclust import ProjclustError, ProjectiveEmbedding, compress_model
+from projclust import ProjclustError, ProjectiveEmbedding, compress_model, unfreeze
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
-from projclust.modules import FactorizedTable
+from projclust.modules import CodedTable, CompressedTable, FactorizedTable
+from projclust.modules.lookup import EmbeddingLookup
 
 ALL = sorted(BUILDERS)
 ADAPTIVE = ("bert", "gemma3", "gpt2", "t5")
 EVERY_RANKS = [*((name, "equal") for name in ALL), *((name, "adaptive") for name in ADAPTIVE)]
+# Integer codes change nothing about ties and names: a few classes will do.
+EVERY_WAY = [
+    *((name, how) for name in ALL for how in ("equal", "equal affine", "auto")),
+    *((name, how) for name in ADAPTIVE for how in ("adaptive", "adaptive affine", "int8", "int4")),
+]
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize(("name", "ranks"), EVERY_RANKS)
-def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(
-    name: str, ranks: str, affine: bool, tmp_path: Path
-) -> None:
-    dense = tiny_model(name) if ranks == "equal" else uneven_model(name)
-    model = compress_model(copy.deepcopy(dense), k=3, j=5, affine=affine, ranks=ranks)
-    assert (len(set(model.get_input_embeddings().ranks)) > 1) == (ranks == "adaptive")
+@pytest.mark.parametrize(("name", "how"), EVERY_WAY)
+def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(name: str, how: str, tmp_path: Path) -> None:
+    dense = uneven_model(name) if "adaptive" in how else tiny_model(name)
+    model = compress_model(copy.deepcopy(dense), **COMPRESSIONS[how])
+    assert isinstance(model.get_input_embeddings(), CodedTable) == (how in CODED)
+    if how not in CODED:
+        assert (len(set(model.get_input_embeddings().ranks)) > 1) == ("adaptive" in how)
     out = logits(model, name)
-    assert not torch.allclose(out, logits(dense, name), atol=1e-3)  # it is compressed
+    assert not torch.allclose(out, logits(dense, name), atol=1e-4)  # it is compressed
     model.save_pretrained(tmp_path / "first")
     loaded, info = type(model).from_pretrained(tmp_path / "first", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -43,7 +61,7 @@ def test_save_load_save_is_bit_equal_and_expands_to_the_same_outputs(
 
     expanded = loaded.dequantize()
     assert [key for key, _ in expanded.named_parameters()] == [key for key, _ in dense.named_parameters()]
-    assert not any(isinstance(module, FactorizedTable) for module in expanded.modules())
+    assert not any(isinstance(module, CompressedTable) for module in expanded.modules())
     assert type(expanded.get_input_embeddings()) is type(dense.get_input_embeddings())
     expanded.save_pretrained(tmp_path / "dense")
     assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
@@ -74,20 +92,54 @@ def test_ties_survive_copies_and_everything_trains(name: str, ranks: str) -> Non
         assert gradient.any(), factor
 
 
-@pytest.mark.parametrize("ranks", ["equal", "adaptive"])
+@pytest.mark.parametrize(
+    ("name", "how"), [(name, how) for name in ALL for how in ("auto",)] + [("t5", "int8"), ("gpt2", "int4")]
+)
+def test_coded_ties_survive_copies_and_what_is_unfrozen_trains(name: str, how: str, tmp_path: Path) -> None:
+    model = compressed_model(name, how)
+    out = logits(model, name)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin.tie_weights()
+        assert torch.equal(logits(twin, name), out)
+        embedding = twin.get_input_embeddings()
+        for module in twin.modules():
+            if isinstance(module, CodedTable):
+                assert module.primary is embedding.primary
+    unfreeze(model).train()
+    model(**inputs_for(name), labels=inputs_for(name)["input_ids"]).loss.backward()
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, CodedTable)
+    trained = dict(embedding.primary.named_parameters())
+    assert set(trained) >= {"latent_deviations", "latent_decoders"}
+    for parameter_name, parameter in trained.items():
+        assert parameter.grad is not None
+        assert parameter.grad.any(), parameter_name
+        parameter.data.add_(parameter.grad, alpha=-0.1 / float(parameter.grad.norm()))
+    # What was trained is what is saved, in as many bytes.
+    model.eval().save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.allclose(logits(loaded, name), logits(model, name), rtol=0, atol=1e-6)
+    assert not torch.allclose(logits(model, name), out, atol=1e-4)
+    assert loaded.get_input_embeddings().shape == embedding.shape
+
+
+@pytest.mark.parametrize("ranks", ["equal", "adaptive", *CODED])
 @pytest.mark.parametrize("name", [*CAUSAL, *ENCODER_DECODERS])
 def test_generates_what_its_expanded_twin_generates(name: str, ranks: str) -> None:
-    model = compress_model(tiny_model(name), k=3, j=8, ranks=ranks)
+    options = COMPRESSIONS[ranks] if ranks in CODED else {"k": 3, "j": 8, "ranks": ranks}
+    model = compress_model(tiny_model(name), **options)
     dense = copy.deepcopy(model).dequantize()
+    assert torch.allclose(logits(model, name), logits(dense, name), atol=1e-4)
     prompt = inputs_for(name)["input_ids"]
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(prompt, **options), dense.generate(prompt, **options))
 
 
-def test_an_untied_head_stays_dense_and_a_tied_one_does_not() -> None:
-    untied = compress_model(tiny_model("llama-untied"), k=3, j=5)
+@pytest.mark.parametrize("how", ["equal", *CODED])
+def test_an_untied_head_stays_dense_and_a_tied_one_does_not(how: str) -> None:
+    untied = compressed_model("llama-untied", how)
     assert type(untied.get_output_embeddings()) is torch.nn.Linear
-    tied = compress_model(tiny_model("qwen3"), k=3, j=5)
+    tied = compressed_model("qwen3", how)
     assert not any(p.shape[0] == VOCABULARY and p.dim() == 2 and p.shape[1] > 5 for p in tied.parameters())
 
 
@@ -108,21 +160,28 @@ def test_a_robust_loss_bears_on_the_fit() -> None:
     assert not any(torch.equal(one, other) for one, other in itertools.pairwise(bases))
 
 
-def test_one_folder_loads_in_every_class_of_the_model(compressed_folder: Path) -> None:
-    embeddings = []
+FOLDERS = ["compressed_folder", "coded_folder", "int8_folder", "int4_folder"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_one_folder_loads_in_every_class_of_the_model(folder: str, request: pytest.FixtureRequest) -> None:
+    compressed_folder, embeddings = request.getfixturevalue(folder), []
     for auto in (hf.AutoModel, hf.AutoModelForSequenceClassification, hf.AutoModelForMaskedLM):
         model = auto.from_pretrained(compressed_folder)
         embedding = model.get_input_embeddings()
-        assert isinstance(embedding, ProjectiveEmbedding)
+        assert isinstance(embedding, EmbeddingLookup)
         embeddings.append(embedding(torch.arange(VOCABULARY)))
     assert torch.equal(embeddings[0], embeddings[1])
     assert torch.equal(embeddings[0], embeddings[2])
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_loads_and_casts(compressed_folder: Path, dtype: torch.dtype) -> None:
+def test_half_precision_loads_and_casts(folder: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
+    compressed_folder = request.getfixturevalue(folder)
     model = hf.AutoModelForMaskedLM.from_pretrained(compressed_folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.get_input_embeddings()(torch.tensor([1])).dtype == dtype
     reference = logits(hf.AutoModelForMaskedLM.from_pretrained(compressed_folder), "bert")
     assert torch.allclose(logits(model, "bert").float(), reference, atol=0.1)
     assert torch.allclose(logits(model.float(), "bert"), reference, atol=0.1)
@@ -161,36 +220,47 @@ def test_narrow_codes_are_stored_narrow_and_load_exactly(codes: str, ranks: str,
     assert first == second
 
 
-@pytest.mark.parametrize("fit", [{}, {"ranks": "adaptive"}, {"loss": "l1"}])
-def test_compresses_while_loading(tmp_path: Path, fit: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "fit", [{}, {"ranks": "adaptive"}, {"loss": "l1"}, {"codes": "int8"}, {"codes": "int4"}, COMPRESSIONS["auto"]]
+)
+def test_compresses_while_loading(tmp_path: Path, fit: dict[str, Any]) -> None:
     from projclust import ProjClustConfig
 
     uneven_model("bert").save_pretrained(tmp_path / "dense")
-    config = ProjClustConfig(n_clusters=3, rank=5, **fit)  # type: ignore[arg-type]
+    auto = "bits" in fit
+    config = ProjClustConfig(codes="auto", **fit) if auto else ProjClustConfig(n_clusters=3, rank=5, **fit)
     on_the_fly = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense", quantization_config=config)
-    afterwards = compress_model(hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense"), k=3, j=5, **fit)  # type: ignore[arg-type]
+    dense = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "dense")
+    afterwards = compress_model(dense, **fit) if auto else compress_model(dense, k=3, j=5, **fit)
     assert torch.equal(logits(on_the_fly, "bert"), logits(afterwards, "bert"))
     on_the_fly.save_pretrained(tmp_path / "out")
     loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(loaded, "bert"), logits(on_the_fly, "bert"))
 
 
+@pytest.mark.parametrize("how", ["equal", *CODED])
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_heads_of_tasks_on_encoder_decoders_share_the_factors(name: str, tmp_path: Path) -> None:
+def test_heads_of_tasks_on_encoder_decoders_share_the_factors(name: str, how: str, tmp_path: Path) -> None:
     # Their own tables of ties are empty: the entries are inherited from the model inside.
-    compress_model(tiny_model(name), k=3, j=5).save_pretrained(tmp_path)
+    compressed_model(name, how).save_pretrained(tmp_path)
     kind = hf.BartForSequenceClassification if name == "bart" else hf.T5ForTokenClassification
     model = kind.from_pretrained(tmp_path)
-    tables = [module for module in model.modules() if isinstance(module, FactorizedTable)]
+    tables = [module for module in model.modules() if isinstance(module, CompressedTable)]
     assert len(tables) >= 2
     for table in tables:
+        assert table.primary is tables[0].primary
+        if isinstance(table, CodedTable):
+            assert torch.isfinite(table.dense_weight()).all()
+            continue
+        assert isinstance(table, FactorizedTable)
         assert table.bases is table.primary.bases
         assert torch.isfinite(table.bases).all()
     model.save_pretrained(tmp_path / "again")
     kind.from_pretrained(tmp_path / "again")
 
 
-def test_an_embedding_that_is_itself_tied_to_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"k": 3, "j": 15}, {"k": 3, "j": 15, "codes": "int8"}, COMPRESSIONS["auto"]])
+def test_an_embedding_that_is_itself_tied_to_another(options: dict[str, Any], tmp_path: Path) -> None:
     # Marian's input embedding is encoder.embed_tokens, but ties copy from shared.
     torch.manual_seed(0)
     sides = {
@@ -209,7 +279,7 @@ def test_an_embedding_that_is_itself_tied_to_another(tmp_path: Path) -> None:
         )
     ).eval()
     table = dense.get_input_embeddings().weight.detach().clone()
-    model = compress_model(dense, k=3, j=15)
+    model = compress_model(dense, **options)
     rebuilt = model.get_input_embeddings().dense_weight()
     assert (rebuilt - table).norm() < 0.3 * table.norm()
     model.save_pretrained(tmp_path)
@@ -241,14 +311,15 @@ def test_an_untied_copy_of_the_factors_expands_to_itself() -> None:
         assert torch.allclose(model.dequantize().get_output_embeddings()(hidden), expected, atol=1e-5)
 
 
-def test_modes_and_random_numbers_are_left_alone() -> None:
-    model = compress_model(tiny_model("gemma3"), k=3, j=5)
+@pytest.mark.parametrize("how", ["equal", *CODED])
+def test_modes_and_random_numbers_are_left_alone(how: str) -> None:
+    model = compressed_model("gemma3", how)
     assert not any(module.training for module in model.modules())
     state = torch.random.get_rng_state()
     dense = model.dequantize()
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not any(module.training for module in dense.modules())
-    assert compress_model(tiny_model("bert").train(), k=3, j=5).get_input_embeddings().training
+    assert compress_model(tiny_model("bert").train(), **COMPRESSIONS[how]).get_input_embeddings().training
 
 
 def test_codes_that_store_nothing_narrower_are_refused() -> None:
@@ -296,8 +367,9 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     model.set_input_embeddings(type("StrangeEmbedding", (torch.nn.Embedding,), {})(VOCABULARY, 16))
     with pytest.raises(ProjclustError, match="StrangeEmbedding, which is not supported"):
         compress_model(model, k=3, j=5)
-    with pytest.raises(ProjclustError, match="compressed already"):
-        compress_model(compress_model(tiny_model("bert"), k=3, j=5), k=3, j=5)
+    for how in ("equal", "auto", "int8"):
+        with pytest.raises(ProjclustError, match="compressed already"):
+            compress_model(compressed_model("bert", how), k=3, j=5)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +377,8 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     [
         ({"k": 3, "j": 16}, "less than the"),
         ({"k": 121, "j": 5}, "at least as many rows"),
-        ({"k": 3}, "exactly one of j and ratio"),
-        ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j and ratio"),
+        ({"k": 3}, "exactly one of j, ratio and bits"),
+        ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j, ratio and bits"),
         ({"k": 3, "j": 5, "codes": "int3"}, "codes must be one of"),
         ({"k": 3, "j": 5, "method": "magic"}, "unknown option"),
         ({"k": 3, "j": 5, "ranks": "magic"}, "unknown option"),
@@ -314,6 +386,15 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
         ({"k": 1, "j": 5, "ranks": "adaptive"}, "adaptive ranks are of several subspaces"),
         ({"k": 3, "j": 5, "ranks": "adaptive", "loss": "l1"}, "use loss l2"),
         ({"k": 3, "j": 5, "method": "random", "loss": "l1"}, "its loss must be l2"),
+        ({"bits": 6.0, "j": 5}, "exactly one of j, ratio and bits"),
+        ({"j": 5, "codes": "auto"}, "choose the ranks: give bits or ratio instead of j"),
+        ({"bits": 0.1, "metric": "none"}, "24 bytes are too few: beside any codes"),
+        ({"bits": -1.0}, "bits between 0 and 32"),
+        ({"bits": float("nan")}, "bits between 0 and 32"),
+        ({"bits": 6.0, "method": "svd"}, "codes auto are of method projective, not svd"),
+        ({"bits": 6.0, "metric": "magic"}, "metric must be one of none, model"),
+        ({"bits": 6.0, "metric": "none", "sample_weight": [1.0]}, r"shape \(120,\)"),
+        ({"k": 3, "bits": 0.1, "codes": "int8"}, "too few"),
     ],
 )
 def test_a_refused_compression_leaves_the_model_as_it_was(options: dict[str, object], message: str) -> None:
@@ -329,9 +410,55 @@ def test_nan_in_the_table_and_factors_beyond_float16_are_refused() -> None:
     model = tiny_model("bert")
     with torch.no_grad():
         model.get_input_embeddings().weight[7, 3] = torch.nan
-    with pytest.raises(ProjclustError, match="row 7"):
-        compress_model(model, k=3, j=5)
+    for options in ({"k": 3, "j": 5}, COMPRESSIONS["auto"], COMPRESSIONS["int8"]):
+        with pytest.raises(ProjclustError, match="row 7"):
+            compress_model(model, **options)
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(torch.randn(VOCABULARY, 16) * 1e6)
     with pytest.raises(ProjclustError, match="use codes bfloat16"):
         compress_model(model, k=3, j=5, codes="float16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("how", CODED)
+def test_a_half_precision_model_is_coded_and_keeps_its_dtype(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = compress_model(tiny_model("bert").to(dtype), **COMPRESSIONS[how])
+    assert model.get_input_embeddings()(torch.tensor([1])).dtype == dtype
+    model.save_pretrained(tmp_path)
+    loaded = hf.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert loaded.get_input_embeddings().dtype == dtype
+    assert torch.equal(logits(loaded, "bert"), logits(model, "bert"))
+    assert model.dequantize().get_input_embeddings().weight.dtype == dtype
+
+
+def test_the_size_of_a_coded_table_is_what_was_asked_for(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for options, most in (
+        ({"bits": 5.0}, 1200),
+        ({"ratio": 0.8}, 1536),
+        ({"bits": 7.0, "k": 3, "codes": "int8"}, 1680),
+        ({"bits": 7.0, "k": 2, "codes": "int4"}, 1680),
+    ):
+        model = compress_model(tiny_model("bert"), metric="none", codes=options.pop("codes", "auto"), **options)  # type: ignore[arg-type]
+        model.save_pretrained(tmp_path)
+        stored = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if "word_embeddings" in name}
+        taken = sum(tensor.nbytes for tensor in stored.values())
+        assert taken <= most
+        assert taken > most - 2 * VOCABULARY  # a byte more for every row does not fit
+        buffers = [*model.get_input_embeddings().buffers(), *model.get_input_embeddings().parameters()]
+        assert sum(tensor.nbytes for tensor in buffers) == taken
+
+
+def test_row_weights_reach_the_codes() -> None:
+    dense = tiny_model("bert")
+    table = dense.get_input_embeddings().weight.detach().clone()
+    errors = []
+    for heavy in (slice(0, 60), slice(60, 120)):
+        weights = torch.full((VOCABULARY,), 0.02)
+        weights[heavy] = 1.0
+        embedding = compress_model(
+            copy.deepcopy(dense), bits=4.0, metric="none", sample_weight=weights
+        ).get_input_embeddings()
+        errors.append(float((embedding.dense_weight() - table)[:60].square().sum()))
+    assert errors[0] < errors[1]

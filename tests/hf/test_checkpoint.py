@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import logits, tiny_model
+from tiny_models import compressed_model, logits, tiny_model
 from transformers import BertForMaskedLM
 
 from projclust import CheckpointError, ProjclustError, compress_model
@@ -51,10 +51,14 @@ def test_reads_headers_of_single_and_sharded_weights(tmp_path: Path) -> None:
         stored_tensors(tmp_path / "many")
 
 
-def test_a_sharded_compressed_checkpoint_loads(tmp_path: Path) -> None:
-    model = compress_model(tiny_model("bert"), k=3, j=5)
-    model.save_pretrained(tmp_path, max_shard_size="4KB")
+@pytest.mark.parametrize("how", ["equal", "auto", "int8", "int4"])
+def test_a_sharded_compressed_checkpoint_loads(tmp_path: Path, how: str) -> None:
+    model = compressed_model("bert", how)
+    model.save_pretrained(tmp_path, max_shard_size="1KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
     loaded = load_checkpoint(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor), name
     assert loaded.missing == []
     assert torch.equal(loaded.model.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
@@ -197,6 +201,70 @@ def test_ranks_and_sizes_of_another_table_are_refused(adaptive_folder: Path) -> 
     load_checkpoint(adaptive_folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 1),
+        ("version", 2),
+        ("coding", None),
+        ("coding", []),
+        ("coding", {}),
+        ("decoders", 0),
+        ("decoders", 4),
+        ("decoders", 1),
+        ("decoder_bits", 5),
+        ("decoder_bits", 4),
+        ("coded", -1),
+        ("coded", 14),
+        ("coded", 10**30),
+        ("code_bytes", "600"),
+        ("code_bytes", 599),
+        ("code_bytes", 600.0),
+        ("n_clusters", 2),
+        ("n_clusters", 257),
+        ("n_clusters", 10**9),
+        ("rank", 0),
+        ("rank", 4),
+        ("rank", 6),
+        ("affine", True),
+        ("affine", None),
+        ("num_embeddings", 119),
+        ("num_embeddings", 10**12),
+        ("embedding_dim", 15),
+        ("codes", "int3"),
+    ],
+)
+def test_impossible_sizes_of_coded_tables_are_refused(int8_folder: Path, field: str, value: object) -> None:
+    file = int8_folder / "config.json"
+    config = json.loads(file.read_text())
+    stored = config["quantization_config"]
+    assert (stored["coding"]["code_bytes"], stored["coding"]["coded"]) == (600, 15)
+    (stored["coding"] if field in stored["coding"] else stored)[field] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(int8_folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["coded_folder", "int8_folder", "int4_folder"])
+def test_finds_every_tensor_of_a_coded_embedding(folder: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(folder)
+    found = embedding_tensors(stored_tensors(path), "embeddings.word_embeddings")
+    shape = load_checkpoint(path).model.get_input_embeddings().shape
+    assert {key.rpartition(".")[2]: tensor.shape for key, tensor in found.items()} == shape.stored
+    assert sum(tensor.bytes for tensor in found.values()) == shape.bytes
+
+
+def test_a_coded_checkpoint_must_be_complete(coded_folder: Path) -> None:
+    file = coded_folder / "model.safetensors"
+    tensors = load_file(file)
+    dropped = next(name for name in tensors if "encoder" in name)
+    del tensors[dropped]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{dropped} is missing"):
+        load_checkpoint(coded_folder)
+
+
 def test_side_files_travel_and_weights_configs_and_code_do_not(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     travelling = {
@@ -263,7 +331,25 @@ def test_names_the_quantization_method() -> None:
             quantization_method({"quantization_config": damaged})
 
 
-def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(compressed_folder: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved here, with spaces – ü"
-    shutil.move(compressed_folder, moved)
-    assert load_checkpoint(moved).model.get_input_embeddings().n_clusters == 3
+def test_a_copy_of_a_checkpoint_is_the_same_checkpoint(
+    compressed_folder: Path, coded_folder: Path, tmp_path: Path
+) -> None:
+    for folder in (compressed_folder, coded_folder):
+        expected = logits(load_checkpoint(folder).model, "bert")
+        moved = tmp_path / f"moved here, with spaces – ü {folder.name}"
+        shutil.move(folder, moved)
+        assert torch.allclose(logits(load_checkpoint(moved).model, "bert"), expected, rtol=0, atol=1e-6)
+
+
+def test_codes_that_are_none_are_refused_before_anything_is_fitted() -> None:
+    model = tiny_model("bert")
+    for options, message in (
+        ({"bits": 4, "codes": "int9"}, "codes must be one of"),
+        ({"j": 5, "codes": "auto"}, "give bits or ratio instead of j"),
+        ({"bits": 0}, "bits between 0 and 32"),
+        ({"bits": 6, "method": "svd"}, "of method projective"),
+        ({"bits": 6, "metric": "l2"}, "metric must be one of"),
+    ):
+        with pytest.raises(ProjclustError, match=message):
+            compress_model(model, **options)
+    assert type(model.get_input_embeddings()) is torch.nn.Embedding

@@ -91,3 +91,26 @@ def test_zero_shot_similarity_survives_forty_percent_off(minilm: Path, glue_dir:
     for baseline in ("svd", "random"):
         assert projective.spearman > scores[baseline].spearman
         assert projective.cosine_to_dense > scores[baseline].cosine_to_dense + 0.02
+
+
+def test_coded_checkpoints_are_taken_by_pipelines_and_sentence_transformers(minilm: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "coded"
+    compress_checkpoint(
+        CompressOptions(str(minilm), k=2, j=200, codes="int8", restarts=1, max_iter=3, output=str(folder))
+    )
+    stored = load_file(folder / "model.safetensors")
+    table = sum(tensor.nbytes for name, tensor in stored.items() if "word_embeddings." in name)
+    assert table < 0.15 * 30522 * 384 * 4
+    expand_checkpoint(ExpandOptions(str(folder), str(tmp_path / "dense")))
+    assert torch.allclose(hidden_states(tmp_path / "dense"), hidden_states(folder), atol=1e-4)
+    extractor = hf.pipeline("feature-extraction", model=str(folder))
+    assert len(extractor(SENTENCES[0])[0][0]) == 384
+    encoder = SentenceTransformer(str(folder), device="cpu")
+    ours = encoder.encode(SENTENCES, convert_to_tensor=True, normalize_embeddings=True)
+    dense = SentenceTransformer(str(minilm), device="cpu").encode(
+        SENTENCES, convert_to_tensor=True, normalize_embeddings=True
+    )
+    assert (ours * dense).sum(1).min() > 0.8
+    encoder.save(str(tmp_path / "saved"))
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(SENTENCES, convert_to_tensor=True)
+    assert torch.allclose(again, ours, atol=1e-5)

@@ -4,24 +4,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tiny_models import VOCABULARY, inputs_for, logits, tiny_model
+from tiny_models import CODED, VOCABULARY, compressed_model, inputs_for, logits, tiny_model
 
 import projclust
-from projclust import CheckpointError, ProjClustConfig, ProjectiveEmbedding, ProjectiveLMHead, compress_model
+from projclust import CheckpointError, ProjClustConfig, ProjectiveEmbedding, ProjectiveLMHead, compress_model, unfreeze
+from projclust.coding.stored import CodedShape
+from projclust.modules import CodedEmbedding, CodedLMHead
+from projclust.modules.lookup import EmbeddingLookup
 
 PREFIX = "bert.embeddings.word_embeddings."
+CODED_FOLDERS = ["coded_folder", "int8_folder", "int4_folder"]
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("folder", ["compressed_folder", "adaptive_folder"])
+@pytest.mark.parametrize("folder", ["compressed_folder", "adaptive_folder", "coded_folder"])
 def test_without_projclust_no_random_embedding_is_loaded(folder: str, request: pytest.FixtureRequest) -> None:
     # Rule 1: the coefficients are called weight, so that stock transformers stops at their shape.
     code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(request.getfixturevalue(folder))!r})"
@@ -31,10 +36,14 @@ def test_without_projclust_no_random_embedding_is_loaded(folder: str, request: p
 
 
 @pytest.mark.parametrize("order", ["import projclust, transformers", "import transformers.quantizers, projclust"])
-def test_plain_from_pretrained_after_import_in_either_order(compressed_folder: Path, order: str) -> None:
-    code = f"{order}; from transformers import AutoModel; m = AutoModel.from_pretrained({str(compressed_folder)!r}); "
-    result = run_python(code + "print(type(m.get_input_embeddings()).__name__)")
-    assert result.stdout.strip() == "ProjectiveEmbedding", result.stderr
+def test_plain_from_pretrained_after_import_in_either_order(
+    compressed_folder: Path, coded_folder: Path, order: str
+) -> None:
+    code = f"{order}; from transformers import AutoModel as A; "
+    for folder in (compressed_folder, coded_folder):
+        code += f"print(type(A.from_pretrained({str(folder)!r}).get_input_embeddings()).__name__); "
+    result = run_python(code)
+    assert result.stdout.split() == ["ProjectiveEmbedding", "CodedEmbedding"], result.stderr
 
 
 def test_import_is_light() -> None:
@@ -47,10 +56,11 @@ def test_import_is_light() -> None:
     assert all(hasattr(projclust, name) for name in projclust.__all__)
 
 
-def test_names_of_modules_are_not_stored(compressed_folder: Path) -> None:
+def test_names_of_modules_are_not_stored(compressed_folder: Path, coded_folder: Path) -> None:
     # Rule 2: the prefix differs between AutoModel and the class with a head.
-    stored = json.loads((compressed_folder / "config.json").read_text())["quantization_config"]
-    assert "word_embeddings" not in json.dumps(stored)
+    for folder in (compressed_folder, coded_folder):
+        stored = json.loads((folder / "config.json").read_text())["quantization_config"]
+        assert "word_embeddings" not in json.dumps(stored)
 
 
 def test_factors_take_the_old_weights_device_and_dtype() -> None:
@@ -62,6 +72,38 @@ def test_factors_take_the_old_weights_device_and_dtype() -> None:
     embedding = swap_embedding(model.to(torch.bfloat16), Shape(90, 16, 3, 5, True))
     assert {(t.device.type, t.dtype) for t in embedding.parameters()} == {("meta", torch.bfloat16)}
     assert embedding.clusters.is_meta
+    with torch.device("meta"):
+        model = hf.BertModel(hf.BertConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    coded = swap_embedding(model.to(torch.bfloat16), CodedShape(90, 16, 3, 5, 1, 4, True, 9, 10**15))
+    assert isinstance(coded, CodedEmbedding)
+    assert coded.dtype == torch.bfloat16
+    assert {(buffer.device.type, buffer.dtype) for buffer in coded.buffers() if buffer.numel()} == {
+        ("meta", torch.uint8)
+    }
+
+
+@pytest.mark.parametrize("folder", CODED_FOLDERS)
+def test_a_tied_head_stores_nothing_and_reads_the_embeddings_codes(folder: str, request: pytest.FixtureRequest) -> None:
+    # Rules 3 to 5: one copy, of bytes alone, and nothing of it in the tables of ties.
+    path = request.getfixturevalue(folder)
+    stored = load_file(path / "model.safetensors")
+    model = hf.AutoModelForMaskedLM.from_pretrained(path)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(embedding, CodedEmbedding)
+    assert isinstance(head, CodedLMHead)
+    assert {name.removeprefix(PREFIX) for name in stored if name.startswith(PREFIX)} == set(embedding.shape.stored)
+    assert not [name for name in stored if "decoder" in name.removeprefix(PREFIX) and "predictions" in name]
+    assert head.primary is embedding
+    assert head.bias is model.cls.predictions.bias  # bias ties stay untouched
+    assert [name for name, buffer in head.named_buffers() if buffer.numel()] == []
+    assert not any(key.endswith("decoder.weight") for key in model.all_tied_weights_keys)
+    with torch.no_grad():
+        embedding.gains.zero_()
+        if embedding.shape.affine:
+            embedding.mean_scales.zero_()
+        assert not head(torch.randn(2, 16)).sub(head.bias).any()
+    tables = sum(buffer.nbytes for name, buffer in model.named_buffers() if "word_embeddings" in name)
+    assert tables == sum(tensor.nbytes for name, tensor in stored.items() if name.startswith(PREFIX))
 
 
 def test_a_tied_head_is_saved_once_and_reads_the_embeddings_factors(compressed_folder: Path) -> None:
@@ -129,9 +171,51 @@ def test_trainer_trains_saves_and_resumes(folder: str, request: pytest.FixtureRe
     assert torch.equal(reloaded(ids).logits, model.eval()(ids).logits)
 
 
-def test_half_and_float_are_allowed(compressed_folder: Path, adaptive_folder: Path) -> None:
+@pytest.mark.parametrize("unfrozen", [False, True])
+@pytest.mark.parametrize("folder", CODED_FOLDERS)
+def test_trainer_trains_saves_and_resumes_coded_models(
+    folder: str, unfrozen: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    # Rule 6.
+    model = hf.AutoModelForSequenceClassification.from_pretrained(request.getfixturevalue(folder))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if unfrozen:
+        unfreeze(model)
+    ids = inputs_for("bert")["input_ids"]
+    rows = [{"input_ids": ids[i % 2], "labels": i % 2} for i in range(16)]
+    options = {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 5e-2,
+        "use_cpu": True,
+        "report_to": [],
+        "save_steps": 2,
+    }
+    arguments = hf.TrainingArguments(str(tmp_path / "out"), max_steps=4, **options)
+    hf.Trainer(model, arguments, train_dataset=rows).train()
+    after = model.state_dict()
+    assert set(after) == set(before)
+    trained = {
+        name.removeprefix(PREFIX) for name in after if not torch.equal(before[name], after[name]) and PREFIX in name
+    }
+    assert trained <= {"deviations", "gains", "means", "mean_scales", "decoder", "decoder_scales"}
+    assert bool(trained) == unfrozen
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+    reloaded = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint-4")
+    assert torch.allclose(reloaded(ids).logits, model.eval()(ids).logits, atol=1e-6)
+    again = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "checkpoint-2")
+    if unfrozen:
+        unfreeze(again)
+    arguments = hf.TrainingArguments(str(tmp_path / "out"), max_steps=5, **options)
+    trainer = hf.Trainer(again, arguments, train_dataset=rows)
+    assert trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4")).global_step == 5
+
+
+def test_half_and_float_are_allowed(
+    compressed_folder: Path, adaptive_folder: Path, coded_folder: Path, int8_folder: Path
+) -> None:
     # Rule 6: transformers forbids them on what it takes for a quantized model.
-    loaded = [hf.AutoModel.from_pretrained(folder) for folder in (compressed_folder, adaptive_folder)]
+    folders = (compressed_folder, adaptive_folder, coded_folder, int8_folder)
+    loaded = [hf.AutoModel.from_pretrained(folder) for folder in folders]
     for model in (*loaded, compress_model(tiny_model("bert"), k=3, j=5)):
         assert model.half().float().dtype == torch.float32
 
@@ -190,29 +274,71 @@ def test_damaged_factors_of_unequal_ranks_stop_the_load(adaptive_folder: Path) -
         save_file(intact, adaptive_folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_truncated_file_stops_the_load(compressed_folder: Path) -> None:
-    file = compressed_folder / "model.safetensors"
+@pytest.mark.parametrize("name", sorted(CodedShape(9, 4, 2, 3, 1, 8, True, 4, 9).stored))
+def test_a_missing_or_misshapen_part_of_a_coded_table_stops_the_load(int4_folder: Path, name: str) -> None:
+    intact = load_file(int4_folder / "model.safetensors")
+    for changes, message in (
+        ({name: None}, f"{name} is missing|there is no such tensor"),
+        ({name: torch.cat([intact[PREFIX + name], intact[PREFIX + name][:1]])}, f"{name} has shape"),
+    ):
+        rewrite(int4_folder, **changes)
+        for kind in (hf.AutoModel, hf.AutoModelForMaskedLM):
+            with pytest.raises(CheckpointError, match=message):
+                kind.from_pretrained(int4_folder)
+        save_file(intact, int4_folder / "model.safetensors", metadata={"format": "pt"})
+    hf.AutoModel.from_pretrained(int4_folder)
+
+
+def test_damaged_codes_stop_the_load(int8_folder: Path) -> None:
+    intact = load_file(int8_folder / "model.safetensors")
+    kinds, classes, gains = (intact[PREFIX + name] for name in ("kinds", "classes", "gains"))
+    for changes, message in (
+        ({"classes": torch.full_like(classes, 0x33)}, r"class id lies outside 0 \.\. 2"),
+        ({"kinds": torch.full_like(kinds, 0xFF)}, "no code of kind 15|one deviation for each"),
+        ({"kinds": kinds & 0x0F}, "not one deviation for each coordinate"),
+        (
+            {"kinds": torch.where(kinds == 0x88, 0x78, kinds.long()).to(torch.uint8)},
+            "another length than their classes",
+        ),
+        ({"gains": torch.full_like(gains, 0xFF)}, "NaN or infinite"),
+    ):
+        rewrite(int8_folder, **changes)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            hf.AutoModelForMaskedLM.from_pretrained(int8_folder)
+        assert "\n" not in str(caught.value)
+        save_file(intact, int8_folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("folder", ["compressed_folder", "coded_folder"])
+def test_a_truncated_file_stops_the_load(folder: str, request: pytest.FixtureRequest) -> None:
+    file = request.getfixturevalue(folder) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        hf.AutoModel.from_pretrained(compressed_folder)
+        hf.AutoModel.from_pretrained(file.parent)
 
 
-def test_a_model_without_the_loaded_mark_is_refused(compressed_folder: Path) -> None:
+@pytest.mark.parametrize(("folder", "name"), [("compressed_folder", "clusters"), ("coded_folder", "kinds")])
+def test_a_model_without_the_loaded_mark_is_refused(folder: str, name: str, request: pytest.FixtureRequest) -> None:
     # Rule 7, for loads whose files the headers' check does not see: a state dict handed over.
-    state = load_file(compressed_folder / "model.safetensors")
-    state.pop(PREFIX + "clusters")
-    config = hf.AutoConfig.from_pretrained(compressed_folder)
-    with pytest.raises(CheckpointError, match="clusters is missing"):
+    path = request.getfixturevalue(folder)
+    state = load_file(path / "model.safetensors")
+    state.pop(PREFIX + name)
+    config = hf.AutoConfig.from_pretrained(path)
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
         hf.BertForMaskedLM.from_pretrained(None, config=config, state_dict=state)
 
 
+@pytest.mark.parametrize(
+    "options", [{"k": 1, "j": 15}, {"k": 1, "j": 15, "codes": "int8"}, {"bits": 6.0, "metric": "none"}]
+)
 @pytest.mark.parametrize("name", ["gemma3", "bart"])
-def test_scaled_embeddings_keep_their_scale(name: str) -> None:
+def test_scaled_embeddings_keep_their_scale(name: str, options: dict[str, Any]) -> None:
     # Rule 8.
     dense = tiny_model(name).get_input_embeddings()
-    model = compress_model(tiny_model(name), k=1, j=15)
+    model = compress_model(tiny_model(name), **options)
     embedding = model.get_input_embeddings()
-    assert isinstance(embedding, ProjectiveEmbedding)
+    assert isinstance(embedding, EmbeddingLookup)
+    assert isinstance(embedding, ProjectiveEmbedding | CodedEmbedding)
     assert embedding.scale == pytest.approx(4.0)  # sqrt(16)
     ids = torch.arange(VOCABULARY)
     assert torch.allclose(embedding(ids), embedding.dense_weight() * 4.0)
@@ -241,9 +367,22 @@ def test_fields_of_later_options_are_stored_where_they_are_used() -> None:
     assert ProjClustConfig.from_dict(stored).to_dict() == stored
 
 
-def test_the_bias_of_a_head_keeps_the_vocabularys_length(adaptive_folder: Path) -> None:
+def test_fields_of_coded_tables_are_stored_where_they_are_used(coded_folder: Path, int8_folder: Path) -> None:
+    assert not {"bits", "metric", "coding"} & set(ProjClustConfig(3, 5).to_dict())
+    for folder in (coded_folder, int8_folder):
+        stored = json.loads((folder / "config.json").read_text())["quantization_config"]
+        assert stored["version"] == 3
+        assert set(stored["coding"]) == {"decoders", "decoder_bits", "coded", "code_bytes"}
+        assert ("bits" in stored) == ("metric" in stored) == (folder is coded_folder)
+        config = ProjClustConfig.from_dict(stored)
+        config.check_shapes()
+        assert config.to_dict() == stored
+
+
+@pytest.mark.parametrize("folder", ["adaptive_folder", *CODED_FOLDERS])
+def test_the_bias_of_a_head_keeps_the_vocabularys_length(folder: str, request: pytest.FixtureRequest) -> None:
     # transformers stretches it to the length of the tied weight, whenever it ties.
-    model = hf.AutoModelForMaskedLM.from_pretrained(adaptive_folder)
+    model = hf.AutoModelForMaskedLM.from_pretrained(request.getfixturevalue(folder))
     model.tie_weights()
     assert model.cls.predictions.bias.shape == (VOCABULARY,)
     model.get_output_embeddings()(torch.randn(2, 16))
@@ -253,7 +392,7 @@ def test_the_bias_of_a_head_keeps_the_vocabularys_length(adaptive_folder: Path) 
     assert dense.cls.predictions.bias.shape == (VOCABULARY + 8,)
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None])
+@pytest.mark.parametrize("version", [4, 0, "1", None])
 def test_another_format_version_is_refused(compressed_folder: Path, version: object) -> None:
     # Rule 9.
     config = json.loads((compressed_folder / "config.json").read_text())
@@ -261,6 +400,20 @@ def test_another_format_version_is_refused(compressed_folder: Path, version: obj
     (compressed_folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="upgrade projclust"):
         hf.AutoModel.from_pretrained(compressed_folder)
+
+
+@pytest.mark.parametrize("folder", CODED_FOLDERS)
+def test_resizing_a_coded_model_asks_for_a_dense_one_first(folder: str, request: pytest.FixtureRequest) -> None:
+    # Rule 10.
+    model = hf.AutoModelForMaskedLM.from_pretrained(request.getfixturevalue(folder))
+    out = logits(model, "bert")
+    with pytest.raises((TypeError, ValueError)):
+        model.resize_token_embeddings(VOCABULARY + 8)
+    assert torch.equal(logits(model, "bert"), out)
+    dense = model.dequantize()
+    assert torch.allclose(logits(dense, "bert"), out, atol=1e-5)
+    dense.resize_token_embeddings(VOCABULARY + 8)
+    assert dense.get_input_embeddings().weight.shape[0] == VOCABULARY + 8
 
 
 def test_resizing_asks_for_a_dense_model_first(compressed_folder: Path) -> None:
@@ -287,3 +440,22 @@ def test_registering_twice_changes_nothing() -> None:
     register()
     assert before == (AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING)
     assert AUTO_QUANTIZER_MAPPING["projclust"] is ProjClustHfQuantizer
+
+
+@pytest.mark.parametrize("how", CODED)
+def test_device_maps_take_coded_models(how: str, tmp_path: Path) -> None:
+    model = compressed_model("bert", how)
+    model.save_pretrained(tmp_path)
+    for device_map in ("cpu", {"": "cpu"}):
+        placed = hf.AutoModelForMaskedLM.from_pretrained(tmp_path, device_map=device_map)
+        assert torch.allclose(logits(placed, "bert"), logits(model, "bert"), atol=1e-6)
+
+
+def test_a_whole_coded_model_compiles_to_one_graph() -> None:
+    torch.compiler.reset()
+    model = compressed_model("gpt2", "auto")
+    model.get_input_embeddings().prepare()
+    ids = inputs_for("gpt2")["input_ids"]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5)
