@@ -16,6 +16,7 @@ from .expand import expand
 from .glue_eval import glue_eval
 from .inspect import inspect
 from .output import is_main_process
+from .plan import plan
 from .push import push
 from .report import report
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, glue_eval, report, inspect, expand, push):
+for command in (compress, plan, glue_eval, report, inspect, expand, push):
     app.command()(command)
 
 

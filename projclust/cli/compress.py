@@ -7,17 +7,21 @@ import typer
 
 from .options import (
     Affine,
+    Bits,
     Codes,
     ConfigFile,
     Debug,
     DeviceName,
     MaxIter,
+    MetricName,
+    MetricOption,
     OutputFormat,
     Overwrite,
     Restarts,
     Revision,
     Tolerance,
     Weights,
+    WeightsExponent,
     flags_win,
     on_command_line,
 )
@@ -63,6 +67,10 @@ def compress(
     ratio: Annotated[
         float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off, 0.4 for 40%.")
     ] = None,
+    bits: Bits = None,
+    size: Annotated[
+        str | None, typer.Option(help="Stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES")
+    ] = None,
     method: Annotated[MethodName, typer.Option(help="svd and random are baselines.")] = MethodName.PROJECTIVE,
     ranks: Annotated[
         RanksName, typer.Option(help="adaptive: a rank for each subspace, no more parameters than --j for all.")
@@ -71,8 +79,10 @@ def compress(
         LossName, typer.Option(help="Of each row's distance: squared, or l1 or huber, which heed outliers less.")
     ] = LossName.L2,
     affine: Affine = False,
-    weights: Weights = "uniform",
+    weights: Weights = None,
+    weights_exponent: WeightsExponent = None,
     codes: Codes = None,
+    metric: MetricOption = MetricName.MODEL,
     restarts: Restarts = 8,
     max_iter: MaxIter = 100,
     tol: Tolerance = 1e-4,
@@ -96,26 +106,30 @@ def compress(
 ) -> None:
     """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
 
-    Under torchrun and accelerate launch the processes share the fit.
+    Give one of --bits, --size, --ratio and --j. Under torchrun and accelerate launch the processes share the fit of
+    subspaces.
+
+    Example: projclust compress roberta-base --bits 0.5
 
     Example: projclust compress roberta-base --k 5 --j 40
     """
     from projclust.jobs.compress import CompressOptions, Hooks, compress_checkpoint
 
-    rank = flags_win(ctx, j=j, ratio=ratio)
+    target = flags_win(ctx, j=j, ratio=ratio, bits=bits, size=size)
     if method is MethodName.SVD and not on_command_line(ctx, "k"):
         k = None  # a config file's k is of its own method
     options = CompressOptions(
         model=model,
         k=k,
-        j=rank["j"],
-        ratio=rank["ratio"],
+        **target,
         method=method.value,
         ranks=ranks.value,
         loss=loss.value,
         affine=affine,
         weights=weights,
+        weights_exponent=weights_exponent,
         codes=None if codes is None else codes.value,
+        metric=metric.value,
         restarts=restarts,
         max_iter=max_iter,
         tol=tol,
@@ -136,7 +150,10 @@ def compress(
             else:
                 bar.advance(f"fitting: step {step}, cost {cost:.6g}", step, None)
 
-        report = compress_checkpoint(options, Hooks(bar.stage, step, warn, bar.clear))
+        def rows(done: int, total: int) -> None:
+            bar.advance(f"coding rows: {done:,} of {total:,}", done, total)
+
+        report = compress_checkpoint(options, Hooks(bar.stage, step, rows, warn, bar.clear))
     if not is_main_process():
         return
     if format is Format.JSON:
@@ -149,18 +166,21 @@ def compress(
 
 def _print_report(report: dict[str, Any]) -> None:
     at_most = "at most " * (report["ranks"] is None)
+    parameters = f"{report['params_dense']:,}"
+    if report["codes"] == "auto":
+        if report["params_stored"] is not None:
+            parameters += f" -> {report['params_stored']:,} that have a code"
+    else:
+        parameters += f" -> {at_most}{report['params_stored']:,} (compression rate {report['compression_rate']:.4f})"
     rows = [
         ("embedding", f"{report['embedding']}, {report['n']:,} x {report['d']}"),
         ("method", method_text(report)),
-        (
-            "parameters",
-            f"{report['params_dense']:,} -> {at_most}{report['params_stored']:,} "
-            f"(compression rate {report['compression_rate']:.4f})",
-        ),
+        ("parameters", parameters),
         (
             "embedding in file",
             f"{megabytes(report['bytes_dense'])} -> {at_most}{megabytes(report['bytes_stored'])} "
-            f"({report['bits_per_weight']:.2f} bits per weight, {report['codes']})",
+            f"({report['bytes_dense'] / report['bytes_stored']:.1f}x smaller, {report['bits_per_weight']:.2f} bits per "
+            f"weight, {report['codes']})",
         ),
         (
             "all weights",
@@ -173,16 +193,15 @@ def _print_report(report: dict[str, Any]) -> None:
     ]
     if report["relative_error"] is not None:
         svd = report["same_size_svd"]
+        steps = ""
+        if report["iterations"] is not None:
+            steps = f", {report['iterations']} step" + "s" * (report["iterations"] > 1)
         error = f"{report['relative_error']:.4f}"
         if report["weights"] != "uniform":
             error += f", weighted {report['weighted_relative_error']:.4f}"
         rows += [
-            ("relative error", f"{error} (SVD of equal size: {svd['weighted_relative_error']:.4f})"),
-            (
-                "fit",
-                f"{report['fit_seconds']:.1f} s on {report['device']}, {report['iterations']} step"
-                + "s" * (report["iterations"] > 1),
-            ),
+            ("relative error", f"{error} (SVD of equal size, {svd['codes']}: {svd['weighted_relative_error']:.4f})"),
+            ("fit", f"{report['fit_seconds']:.1f} s on {report['device']}{steps}"),
             ("written", report["output"]),
         ]
     if report["pushed_to"] is not None:

@@ -17,6 +17,14 @@ class CodesName(str, Enum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+    INT4 = "int4"
+    AUTO = "auto"
+
+
+class MetricName(str, Enum):
+    NONE = "none"
+    MODEL = "model"
 
 
 class DeviceName(str, Enum):
@@ -68,8 +76,27 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 
 # Of every command that fits.
 Affine = Annotated[bool, typer.Option("--affine", help="Subspaces with means.")]
-Weights = Annotated[str, typer.Option(help="Row weights of the fit: uniform or counts:FILE.")]
-Codes = Annotated[CodesName | None, typer.Option(help="Stored dtype of the factors (the model's).")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Row weights of the fit: uniform, wordfreq[:LANG,...], counts:FILE or text:FILE (uniform; wordfreq with "
+        "codes auto)."
+    ),
+]
+WeightsExponent = Annotated[
+    float | None,
+    typer.Option("--weights-exponent", help="Power to which frequencies are raised (0.4; 1 for counts)."),
+]
+Codes = Annotated[
+    CodesName | None,
+    typer.Option(
+        help="How numbers are stored: a dtype (the model's), int8, int4, or auto, which --bits and --size mean."
+    ),
+]
+Bits = Annotated[float | None, typer.Option(help="Stored bits for each weight of the table, everything counted.")]
+MetricOption = Annotated[
+    MetricName, typer.Option("--metric", help="With codes auto: weigh errors as the model's gradients do, or not.")
+]
 Restarts = Annotated[int, typer.Option(min=1, help="Starts to try.")]
 MaxIter = Annotated[int, typer.Option(min=1, help="Most steps of a fit.")]
 Tolerance = Annotated[float, typer.Option(min=0.0, help="Stop at a step that gains less, as a fraction of the cost.")]

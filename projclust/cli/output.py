@@ -60,6 +60,10 @@ def megabytes(count: int) -> str:
 
 def method_text(result: dict[str, Any]) -> str:
     """How a table is compressed, from the fields of a report."""
+    if result["codes"] == "auto":
+        if result["ranks"] is None:
+            return f"{result['method']}, codes auto"
+        return f"{result['method']}, {result['k']} classes of rows, up to {max(result['ranks'])} coordinates"
     text = f"{result['method']}, k={result['k']}, j={result['j']}" + ", affine" * result["affine"]
     if result["ranks"] is None:
         text += ", adaptive ranks"

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,11 +14,50 @@ from accelerate import PartialState
 from torch import Tensor
 
 import projclust
-from projclust.errors import ProjclustError
-from projclust.hf.checkpoint import load_tokenizer
-from projclust.weights import read_counts
+from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.checkpoint import (
+    CONFIG,
+    Loaded,
+    load_checkpoint,
+    load_tokenizer,
+    quantization_method,
+    read_json,
+    resolve_checkpoint,
+)
+from projclust.hf.config import AUTO
+from projclust.hf.swap import input_embedding
+from projclust.weights import DEFAULT_EXPONENT, read_counts, row_weights, text_frequencies, word_frequencies
 
 UNIFORM = "uniform"
+WORDFREQ = "wordfreq"
+
+
+def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str], None]) -> tuple[Path, Loaded, str]:
+    """A dense checkpoint: its folder, what it holds, and the name of its embedding.
+
+    Args:
+        seed: of parameters that the checkpoint lacks.
+
+    Raises:
+        ProjclustError: there is none, it is compressed already, or it holds no weights for its embedding.
+    """
+    source = resolve_checkpoint(model, revision)
+    stage(f"reading {model}")
+    method = quantization_method(read_json(source / CONFIG))
+    if method is not None:
+        hint = "projclust expand makes it dense again" if method == "projclust" else "start from the dense model"
+        raise ProjclustError(f"{model} is compressed already ({method}): {hint}")
+    torch.manual_seed(seed)
+    loaded = load_checkpoint(source)
+    name = input_embedding(loaded.model)[0]
+    if f"{name}.weight" in loaded.missing:
+        raise CheckpointError(f"{model} holds no weights for its embedding {name}")
+    return source, loaded, name
+
+
+def default_weights(codes: str | None) -> str:
+    """The `--weights` that go with codes where none are given."""
+    return WORDFREQ if codes == AUTO else UNIFORM
 
 
 def check_weights(weights: str) -> None:
@@ -27,20 +66,78 @@ def check_weights(weights: str) -> None:
     Raises:
         ProjclustError: naming what it knows.
     """
-    if weights != UNIFORM and not (weights.startswith("counts:") and weights != "counts:"):
-        raise ProjclustError("--weights must be uniform or counts:FILE")
+    source, _, detail = weights.partition(":")
+    if weights not in (UNIFORM, WORDFREQ) and not (source in (WORDFREQ, "counts", "text") and detail):
+        raise ProjclustError("--weights must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE")
 
 
-def read_weights(weights: str, checkpoint: Path, n_rows: int) -> Tensor | None:
-    """The row weights that `--weights` names: None for uniform ones, else (n_rows,) float64.
+def weights_exponent(weights: str, exponent: float | None) -> float | None:
+    """The power to which the frequencies that `--weights` names are raised; None for uniform weights.
+
+    Unless it is given it is DEFAULT_EXPONENT, but 1 for counts, whose numbers are the weights as they stand.
+    """
+    source = weights.partition(":")[0]
+    if source == UNIFORM:
+        return None
+    if exponent is not None:
+        return exponent
+    return 1.0 if source == "counts" else DEFAULT_EXPONENT
+
+
+def read_weights(weights: str, checkpoint: Path, n_rows: int, exponent: float | None = None) -> Tensor | None:
+    """The row weights that `--weights` names: None for uniform ones, else (n_rows,) float64, the largest being 1.
+
+    Args:
+        weights: one that `check_weights` accepts.
+        checkpoint: the folder of the model, for its tokenizer.
+        n_rows: rows of the table.
+        exponent: the power to which frequencies are raised, see `weights_exponent`.
 
     Raises:
-        ProjclustError: the file of counts is missing or not one, or the checkpoint lacks the tokenizer it needs.
+        ProjclustError: the file or text is missing or not one, the language is unknown, the exponent is not above 0, or
+            the checkpoint lacks the tokenizer it needs.
     """
-    if weights == UNIFORM:
+    source, _, detail = weights.partition(":")
+    power = weights_exponent(weights, exponent)
+    if power is None:
         return None
-    counts = Path(weights.removeprefix("counts:"))
-    return read_counts(counts, n_rows, lambda: dict(load_tokenizer(checkpoint).get_vocab()))
+    match source:
+        case "counts":
+            frequencies = read_counts(Path(detail), n_rows, lambda: dict(load_tokenizer(checkpoint).get_vocab()))
+        case "text":
+            frequencies = text_frequencies(detail, load_tokenizer(checkpoint), n_rows)
+        case _:
+            languages = detail.split(",") if detail else ["en"]
+            frequencies = word_frequencies(load_tokenizer(checkpoint), n_rows, languages)
+    return row_weights(frequencies, power)
+
+
+def chosen_weights(
+    weights: str | None,
+    codes: str | None,
+    checkpoint: Path,
+    n_rows: int,
+    exponent: float | None,
+    stage: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> tuple[str, Tensor | None]:
+    """The row weights, by name and as `read_weights` gives them, that the user named or that go with the codes.
+
+    Where the default ones cannot be made, for want of a tokenizer say, they are uniform, with a warning.
+
+    Raises:
+        ProjclustError: `read_weights`'s, of weights that the user named.
+    """
+    name = default_weights(codes) if weights is None else weights
+    if name != UNIFORM:
+        stage(f"weighing rows by {name}")
+    try:
+        return name, read_weights(name, checkpoint, n_rows, exponent)
+    except ProjclustError as error:
+        if weights is not None or exponent is not None:
+            raise
+        warn(f"all rows weigh the same, for want of word frequencies: {error}")
+        return UNIFORM, None
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,12 +1,17 @@
 """The job behind `projclust inspect`: what a checkpoint holds, from its headers alone."""
 
 import math
+from operator import mul
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig
 
+from projclust.coding.layout import class_layout
+from projclust.coding.packing import unpack_nibbles
+from projclust.coding.stored import CodedShape, read_classes
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.checkpoint import (
     CONFIG,
@@ -17,8 +22,10 @@ from projclust.hf.checkpoint import (
     read_json,
     resolve_checkpoint,
     stored_tensors,
+    weight_files,
 )
-from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
+from projclust.hf.config import AUTO, FORMAT_VERSIONS, ProjClustConfig
+from projclust.hf.headers import StoredTensor
 from projclust.hf.quantizer import stored_shape
 from projclust.hf.swap import Shape, input_embedding
 
@@ -66,10 +73,42 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         "parts": parts,
     }
     if method == "projclust":
-        factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
-        result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
-        result |= _compression(folder, settings, weight.dtype)
+        if isinstance(shape, CodedShape):
+            result |= _coding(folder, embedding, shape)
+            result |= _compression(folder, settings, str(settings.codes)) | {"ranks": result["ranks"]}
+        else:
+            factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
+            result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
+            result |= _compression(folder, settings, weight.dtype)
     return result
+
+
+def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape) -> dict[str, Any]:
+    """What a coded table's classes hold, from its class ids and kinds of codes: the only tensors that are read."""
+    stored = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            for key in embedding.keys() & set(tensors.keys()):
+                name = key.rpartition(".")[2]
+                if name in ("classes", "kinds"):
+                    stored[name] = tensors.get_tensor(key)
+    try:
+        classes = read_classes({"weight": torch.empty(0), **stored}, shape.n, shape.classes)
+        layouts = [class_layout(kinds) for kinds in unpack_nibbles(stored["kinds"], shape.rank)]
+    except (ProjclustError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from None
+    rows = torch.bincount(classes, minlength=shape.classes).tolist()
+    ranks = [len(layout.coded) for layout in layouts]
+    numbers = (
+        sum(map(mul, rows, ranks)) + shape.decoders * shape.rank * shape.d + shape.affine * shape.classes * shape.d
+    )
+    return {
+        "params_stored": numbers,
+        "decoders": shape.decoders,
+        "cluster_sizes": rows,
+        "ranks": ranks,
+        "row_bytes": [layout.row_bytes for layout in layouts],
+    }
 
 
 def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
@@ -87,7 +126,7 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
     return name, embedding.num_embeddings, embedding.embedding_dim
 
 
-def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, Shape]:
+def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, Shape | CodedShape]:
     """What config.json says of the compression."""
     settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
     if settings.version not in FORMAT_VERSIONS:
@@ -107,6 +146,8 @@ def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[st
         "affine": settings.affine,
         "method": settings.method,
         "weights": getattr(settings, "weights", "uniform"),
+        "bits": settings.bits,
+        "metric": settings.metric if settings.codes == AUTO else None,
         "codes": codes,
         "seed": settings.seed,
         "format_version": settings.version,

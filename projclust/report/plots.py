@@ -44,9 +44,9 @@ def plot_fit(
         right.plot(error_by_rank, color=BLUE, label=clusters if k > 1 else "one subspace")
     if k > 1 or error_by_rank is None:
         right.plot(svd_error_by_rank, color=ORANGE, label="SVD (one subspace)")
-        right.plot(
-            svd["j"], svd["weighted_relative_error"], "s", color=ORANGE, label=f"SVD of equal size, rank {svd['j']}"
-        )
+        if svd["j"] is not None:  # of coded SVD its rank is no measure of its size
+            label = f"SVD of equal size, rank {svd['j']}"
+            right.plot(svd["j"], svd["weighted_relative_error"], "s", color=ORANGE, label=label)
     # Unequal ranks stand where equal ones of as many parameters do.
     stored = f"rank {j}" if least == most else f"ranks {least} to {most}"
     right.plot(j, report["weighted_relative_error"], "o", color=BLUE, label=f"stored, {stored}")
@@ -56,3 +56,39 @@ def plot_fit(
     # No timestamp and no version: the same fit gives the same file.
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def plot_codes(path: Path, report: dict[str, Any]) -> None:
+    """Where the bytes of a coded table go: the code of a row in each class, and what is stored by part.
+
+    Args:
+        path: the PNG to write.
+        report: of the compression.
+    """
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    classes = range(1, len(report["row_bytes"]) + 1)
+    left.bar(classes, [8 * count for count in report["row_bytes"]], color=BLUE)
+    left.set(
+        title="Bits of a row, from the weightiest rows to the lightest",
+        xlabel="class of rows (rows in it)",
+        ylabel="bits",
+    )
+    left.set_xticks(
+        classes, [f"{number}\n{_short(size)}" for number, size in zip(classes, report["cluster_sizes"], strict=True)]
+    )
+    left.tick_params(axis="x", labelsize=7)
+    left.grid(axis="y", alpha=0.3)
+
+    names = {"weight": "codes of the rows", "decoder": "decoder matrix", "classes": "class ids", "means": "means"}
+    parts = sorted(report["parts"].items(), key=lambda part: part[1])
+    right.barh(
+        [names.get(name, name.replace("_", " ")) for name, _ in parts], [count for _, count in parts], color=BLUE
+    )
+    right.set(title=f"{report['bytes_stored']:,} bytes stored, by part", xlabel="bytes", xscale="log")
+    right.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _short(count: int) -> str:
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k"

@@ -10,13 +10,16 @@ import yaml
 from commandline import Cli, snapshot
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, WIDTH, tiny_model, uneven_model
+from transformers import AutoModel
 
 from projclust.cli.compress import LossName, MethodName, RanksName
-from projclust.cli.options import CodesName, DeviceName
+from projclust.cli.options import CodesName, DeviceName, MetricName
 from projclust.clustering import Method
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
-from projclust.hf.config import CODES
+from projclust.hf.config import CODES, FLOAT_CODES, Metric
+from projclust.planning import stored_bytes
+from projclust.weights import DEFAULT_EXPONENT
 
 REPORT_FIELDS = {
     *("model", "method", "k", "j", "loss", "affine", "n", "d", "seed", "weights", "codes", "device"),
@@ -111,7 +114,8 @@ def test_baselines_and_their_sizes(cli: Cli, tiny_folder: Path, tmp_path: Path) 
     assert errors["projective"] < errors["random"]
     svd = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())
     same = json.loads((tmp_path / "svd" / "projclust_report.json").read_text())["same_size_svd"]
-    assert same == {"j": svd["j"], "weighted_relative_error": pytest.approx(svd["relative_error"], rel=1e-4)}
+    error = pytest.approx(svd["relative_error"], rel=1e-4)
+    assert same == {"j": svd["j"], "codes": "float32", "weighted_relative_error": error}
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -328,7 +332,8 @@ def test_choices_of_the_command_line_are_those_of_the_library() -> None:
     assert [choice.value for choice in RanksName] == [ranks.value for ranks in Ranks]
     assert [choice.value for choice in LossName] == [loss.value for loss in Loss]
     assert [choice.value for choice in CodesName] == list(CODES)
-    assert all(hasattr(torch, choice.value) for choice in CodesName)
+    assert all(hasattr(torch, name) for name in FLOAT_CODES)
+    assert [choice.value for choice in MetricName] == [metric.value for metric in Metric]
     assert [choice.value for choice in DeviceName] == ["auto", "cpu", "cuda"]
 
 
@@ -339,7 +344,7 @@ def test_defaults_of_the_command_line_are_those_of_the_library(cli: Cli, tiny_fo
     compress(cli, tiny_folder, "--j", 5, "-o", tmp_path / "out")
     written = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
     for name, value in written.items():
-        if name not in ("model", "output", "k", "j"):
+        if name not in ("model", "output", "k", "j", "weights"):  # those depend on others
             assert getattr(CompressOptions(""), name.replace("-", "_")) == value, name
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     library = ProjClustConfig().to_dict()
@@ -365,3 +370,35 @@ def test_two_processes_write_what_one_writes(tiny_folder: Path, tmp_path: Path) 
     again = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode != 0
     assert again.stderr.count("error: ") == 1
+
+
+def test_a_target_in_bits_or_bytes_is_met_from_below(cli: Cli, minilm: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = compress(cli, minilm, "--size", "400KB", "--weights", "uniform", "--metric", "none", "-o", out)
+    assert 0.99 * 400_000 < report["bytes_stored"] <= 400_000
+    assert report["codes"] == "auto"
+    assert report["bytes_stored"] == sum(report["parts"].values())
+    embedding = AutoModel.from_pretrained(out).get_input_embeddings()
+    assert sum(part.numel() * part.element_size() for part in embedding.buffers()) == report["bytes_stored"]
+    inspected = json.loads(cli("inspect", out, "--format", "json").out)
+    for name in ("bytes_stored", "params_stored", "ranks", "row_bytes", "cluster_sizes", "k", "j", "relative_error"):
+        assert inspected[name] == report[name], name
+
+
+def test_other_codes_meet_targets_with_the_largest_rank_that_fits(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    for codes, bits in (("int8", 5), ("int4", 4), ("float16", 9), ("float32", 20)):
+        out = tmp_path / codes
+        report = compress(cli, tiny_folder, "--bits", bits, "--k", 2, "--codes", codes, "-o", out)
+        n, d, j = report["n"], report["d"], report["j"]
+        assert report["bytes_stored"] == stored_bytes(n, d, 2, j, codes) <= bits * n * d / 8
+        assert stored_bytes(n, d, 2, j + 1, codes) > bits * n * d / 8
+
+
+def test_words_weigh_the_rows_of_auto_codes(cli: Cli, minilm: Path, tmp_path: Path) -> None:
+    report = compress(cli, minilm, "--bits", 0.5, "-o", tmp_path / "out", "--metric", "none")
+    assert (report["weights"], report["weights_exponent"]) == ("wordfreq", DEFAULT_EXPONENT)
+    # The most frequent rows come first and have the longest codes.
+    assert report["row_bytes"] == sorted(report["row_bytes"], reverse=True)
+    assert report["weighted_relative_error"] < report["relative_error"] < 1
+    assert 0.495 < report["bits_per_weight"] <= 0.5
+    assert report["model_bytes_stored"] < 45_000_000 < 90_000_000 < report["model_bytes_dense"]

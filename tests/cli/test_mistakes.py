@@ -23,8 +23,8 @@ Refused = Callable[..., str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--k", "3"], "exactly one of --j and --ratio"),
-        (["--k", "3", "--j", "5", "--ratio", "0.4"], "exactly one of --j and --ratio"),
+        (["--k", "3"], "exactly one of --j, --ratio, --bits and --size"),
+        (["--k", "3", "--j", "5", "--ratio", "0.4"], "exactly one of --j, --ratio, --bits and --size"),
         (["--k", "3", "--j", "16"], "less than the embedding's width 16"),
         (["--k", "3", "--j", "0"], "at least 1"),
         (["--k", "3", "--j", "-4"], "at least 1"),
@@ -43,8 +43,8 @@ Refused = Callable[..., str]
         (["--j", "5", "--ranks", "adaptive", "--method", "random"], "adaptive ranks are of several subspaces"),
         (["--j", "5", "--ranks", "adaptive", "--loss", "l1"], "use loss l2"),
         (["--j", "5", "--method", "random", "--loss", "huber"], "its loss must be l2"),
-        (["--k", "3", "--j", "5", "--codes", "int4"], "int4"),
-        (["--k", "3", "--j", "5", "--weights", "wordfreq"], "uniform or counts:FILE"),
+        (["--k", "3", "--j", "5", "--codes", "int3"], "int3"),
+        (["--k", "3", "--j", "5", "--weights", "zipf"], "wordfreq:LANG,..., counts:FILE or text:SOURCE"),
         (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
         (["--k", "3", "--j", "5", "--restarts", "0"], "restarts"),
         (["--k", "3", "--j", "5", "--seed", "-1"], "seed"),
@@ -70,7 +70,7 @@ def test_commands_and_arguments(refused: Refused, cli: Cli) -> None:
     assert "PATH" in refused("inspect")
     assert "--output" in refused("expand", "x")
     assert cli("--version").out == f"projclust {projclust.__version__}\n"
-    for command in ("compress", "glue-eval", "report", "inspect", "expand", "push"):
+    for command in ("compress", "plan", "glue-eval", "report", "inspect", "expand", "push"):
         outcome = cli(command, "--help")
         assert outcome.code == 0
         assert f"Example: projclust {command}" in outcome.out
@@ -219,7 +219,7 @@ def test_config_files(refused: Refused, tiny_folder: Path, tmp_path: Path) -> No
     assert "not valid YAML" in error("k: [1\n")
     assert "must hold options" in error("- k\n")
     assert "valid integer" in error("k: abc\nj: 5\n")
-    assert "exactly one of --j and --ratio" in error("k: 3\n")
+    assert "exactly one of --j, --ratio, --bits and --size" in error("k: 3\n")
 
 
 def in_a_process(arguments: list[object], **options: object) -> subprocess.CompletedProcess[str]:
@@ -276,3 +276,38 @@ def test_a_closed_stdout_is_no_traceback(tiny_folder: Path) -> None:
     result = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert result.stderr == ""
     assert result.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "exactly one of --j, --ratio, --bits and --size"),
+        (("--bits", 0.5, "--j", 3), "exactly one of --j, --ratio, --bits and --size"),
+        (("--bits", 0), "--bits must lie between 0 and 32"),
+        (("--bits", 40), "--bits must lie between 0 and 32"),
+        (("--size", "4 elephants"), "--size takes bytes as 400KB"),
+        (("--size", "0KB"), "at least one byte"),
+        (("--bits", 4, "--k", 3), "drop --k"),
+        (("--bits", 4, "--affine"), "drop --affine"),
+        (("--bits", 4, "--method", "svd"), "drop --method"),
+        (("--codes", "auto", "--j", 3), "drop --j"),
+        (("--bits", 4, "--metric", "l2"), "l2"),
+        (("--bits", 0.05, "--weights", "uniform"), "too few"),
+        (("--bits", 0.05, "--codes", "int8"), "too few"),
+        (("--bits", 4, "--weights", "wordfreq:klingon"), "klingon"),
+        (("--bits", 4, "--weights-exponent", -1, "--weights", "wordfreq"), "exponent"),
+    ],
+)
+def test_targets_and_codes_that_cannot_be(
+    refused: Refused, tiny_classifier: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    assert message in refused("compress", tiny_classifier, *arguments, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer_is_coded_with_uniform_weights(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    (tiny_folder / "vocab.txt").unlink()
+    outcome = cli("compress", tiny_folder, "--bits", 8, "--metric", "none", "-o", tmp_path / "out", "--format", "json")
+    assert outcome.code == 0
+    assert outcome.json["weights"] == "uniform"
+    assert outcome.err.startswith("warning: all rows weigh the same")
