@@ -8,16 +8,20 @@ import typer
 
 from .options import (
     Affine,
+    Bits,
     Codes,
     ConfigFile,
     Debug,
     DeviceName,
     MaxIter,
+    MetricName,
+    MetricOption,
     OutputFormat,
     Restarts,
     Revision,
     Tolerance,
     Weights,
+    WeightsExponent,
     flags_win,
     on_command_line,
 )
@@ -50,8 +54,8 @@ def glue_eval(
     variants: Annotated[
         str | None,
         typer.Option(
-            help="Some of dense, svd, random, projective, best, or with own options: projective:k=3:ratio=0.8 "
-            "(dense,svd,projective)."
+            help="Some of dense, svd, random, projective, best, int8, int4, int3, int2, nf4, pq, or with own options: "
+            "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective)."
         ),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", help="Number of subspaces (5).")] = None,
@@ -59,9 +63,12 @@ def glue_eval(
     ratio: Annotated[
         float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off (0.4).")
     ] = None,
+    bits: Bits = None,
     affine: Affine = False,
-    weights: Weights = "uniform",
+    weights: Weights = None,
+    weights_exponent: WeightsExponent = None,
     codes: Codes = None,
+    metric: MetricOption = MetricName.MODEL,
     restarts: Restarts = 8,
     max_iter: MaxIter = 100,
     tol: Tolerance = 1e-4,
@@ -116,18 +123,19 @@ def glue_eval(
     from projclust.report.terminal import summary_table
     from projclust.report.write import HTML_FILE
 
-    rank = flags_win(ctx, j=j, ratio=ratio)
+    target = flags_win(ctx, j=j, ratio=ratio, bits=bits)
     options = GlueEvalOptions(
         model=model,
         tasks=tasks,
         glue_dir=glue_dir,
         variants=variants,
         k=k,
-        j=rank["j"],
-        ratio=rank["ratio"],
+        **target,
         affine=affine,
         weights=weights,
+        weights_exponent=weights_exponent,
         codes=None if codes is None else codes.value,
+        metric=metric.value,
         restarts=restarts,
         max_iter=max_iter,
         tol=tol,

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from projclust.coding.baselines import Baseline, baseline_table
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.checkpoint import (
     Loaded,
@@ -27,18 +28,18 @@ from projclust.hf.checkpoint import (
     save_checkpoint,
     stored_tensors,
 )
-from projclust.hf.compress import compress_embedding
-from projclust.hf.config import ProjClustConfig, stored_dtype
+from projclust.hf.compress import bytes_for_bits, compress_embedding
+from projclust.hf.config import AUTO, ProjClustConfig
 from projclust.hf.folder import check_space, new_folder
 from projclust.hf.swap import input_embedding
-from projclust.planning import compression_rate, parameter_count
+from projclust.planning import compression_rate, parameter_count, stored_bytes
 
 from .batches import EncodedRows, encode
 from .cells import Row, identity_hash
 from .settings import Settings, settings_for
 from .tasks import TaskData
 from .training import Diverged, Step, check_batch_size, points, score, train
-from .variants import COMPRESSED, Variant
+from .variants import BASELINES, COMPRESSED, Variant
 
 PAPER, PRETRAINED, AS_IS = "paper", "pretrained", "as-is"
 # In the output folder, while a cell is measured.
@@ -47,18 +48,47 @@ _BASELINE_FILE = "baseline.json"
 
 
 @dataclass(frozen=True)
+class RowWeights:
+    """Row weights by name.
+
+    Attributes:
+        name: "uniform", "wordfreq", "counts" or "text".
+        values: (n,), or None for uniform ones.
+        exponent: the power of frequencies that they are; None for uniform ones.
+    """
+
+    name: str = "uniform"
+    values: Tensor | None = None
+    exponent: float | None = None
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """Of the values."""
+        return None if self.values is None else identity_hash({"weights": self.values.tolist()})
+
+
+@dataclass(frozen=True)
 class Fit:
-    """How the embedding is fitted: options of the solver, the row weights and their name."""
+    """How the embedding is fitted: options of the solver, and row weights.
+
+    Attributes:
+        weights: of subspaces.
+        code_weights: of codes "auto" and of product quantization.
+    """
 
     restarts: int = 8
     max_iter: int = 100
     tol: float = 1e-4
-    sample_weight: Tensor | None = None
-    weights: str = "uniform"
+    weights: RowWeights = RowWeights()
+    code_weights: RowWeights = RowWeights()
 
-    def identity(self) -> dict[str, Any]:
-        """What of it bears on a result."""
-        weights = None if self.sample_weight is None else identity_hash({"weights": self.sample_weight.tolist()})
+    def weights_of(self, variant: Variant) -> RowWeights:
+        """Those that a variant is fitted with."""
+        return self.code_weights if variant.codes == AUTO or variant.method in BASELINES else self.weights
+
+    def identity(self, variant: Variant) -> dict[str, Any]:
+        """What of it bears on a variant's result."""
+        weights = self.weights_of(variant).sha256
         return {"restarts": self.restarts, "max_iter": self.max_iter, "tol": self.tol, "weights": weights}
 
 
@@ -111,7 +141,7 @@ class Study:
                 "protocol": self.protocol,
                 "task": task,
                 "data": data_sha256,
-                "variant": variant.identity() | (self.fit.identity() if variant.k is not None else {}),
+                "variant": variant.identity() | (self.fit.identity(variant) if variant.is_compressed_here else {}),
                 "seed": seed,
                 "settings": asdict(self.settings_for(task)),
                 "training_score": training_score,
@@ -232,8 +262,10 @@ def measure(bench: Bench, variant: Variant, seed: int, training_score: bool) -> 
         "k": variant.k,
         "j": variant.j,
         "affine": variant.affine if variant.k is not None else None,
+        "bits": variant.bits,
+        "metric": variant.metric,
         "codes": variant.codes,
-        "weights": study.fit.weights if variant.k is not None else None,
+        "weights": study.fit.weights_of(variant).name if variant.is_compressed_here else None,
         "seed": seed,
         "status": "done",
         "reason": None,
@@ -288,7 +320,7 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
             raise CheckpointError(f"{source} is damaged: delete it to have the dense model trained again") from None
     else:
         source = study.checkpoint
-    if variant.k is None:
+    if not variant.is_compressed_here:
         yield source
         return
     study.stage(f"{bench.data.task.name}, seed {seed}: compressing, {variant.label}")
@@ -315,10 +347,38 @@ def _compress(bench: Bench, variant: Variant, seed: int, source: Path, folder: P
     model = _classifier(bench, source, seed)
     name = input_embedding(model)[0]
     started = time.perf_counter()
-    fit = study.fit
+    weights = study.fit.weights_of(variant)
+    sizes: Row
+    if variant.method in BASELINES:
+        sizes = _rebuild(model, variant, weights.values, seed)
+    else:
+        config = _config(study.fit, variant, seed, weights.exponent)
+        group = dist.group.WORLD if study.accelerator.num_processes > 1 else None
+        compression = compress_embedding(model, config, weights.values, study.accelerator.device, process_group=group)
+        sizes = {"params_stored": compression.parameters, "relative_error": compression.relative_error}
+    seconds = time.perf_counter() - started
+    if study.accelerator.is_main_process:
+        save_checkpoint(_whole(model), folder)
+    study.accelerator.wait_for_everyone()
+    stored = sizes.pop("bytes", None)
+    if stored is None:
+        stored = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
+    return {
+        **_stored(study, stored),
+        **sizes,
+        "compression_rate": 1 - sizes["params_stored"] / (study.sizes["n"] * study.sizes["d"]),
+        "seconds": {**row["seconds"], "fit": seconds},
+    }
+
+
+def _config(fit: Fit, variant: Variant, seed: int, exponent: float | None) -> ProjClustConfig:
+    if variant.codes == AUTO:
+        assert variant.metric is not None
+        more: dict[str, Any] = {} if exponent is None else {"weights_exponent": exponent}
+        return ProjClustConfig(codes=AUTO, seed=seed, bits=variant.bits, metric=variant.metric, **more)
     assert variant.k is not None
     assert variant.j is not None
-    config = ProjClustConfig(
+    return ProjClustConfig(
         variant.k,
         variant.j,
         variant.affine,
@@ -331,20 +391,16 @@ def _compress(bench: Bench, variant: Variant, seed: int, source: Path, folder: P
         variant.ranks,
         variant.loss,
     )
-    group = dist.group.WORLD if study.accelerator.num_processes > 1 else None
-    compression = compress_embedding(model, config, fit.sample_weight, study.accelerator.device, process_group=group)
-    seconds = time.perf_counter() - started
-    if study.accelerator.is_main_process:
-        save_checkpoint(_whole(model), folder)
-    study.accelerator.wait_for_everyone()
-    stored = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
-    return {
-        **_stored(study, stored),
-        "params_stored": compression.parameters,
-        "compression_rate": 1 - compression.parameters / (study.sizes["n"] * study.sizes["d"]),
-        "relative_error": compression.relative_error,
-        "seconds": {**row["seconds"], "fit": seconds},
-    }
+
+
+@torch.no_grad()
+def _rebuild(model: PreTrainedModel, variant: Variant, weights: Tensor | None, seed: int) -> Row:
+    """Put in place of the table what a baseline's decoder would read: the accuracy of its codes, without their size."""
+    table = input_embedding(model)[1].weight
+    found = baseline_table(Baseline(variant.method), table.detach(), variant.bits, weights, seed)
+    error = float((found.table - table).square().sum() / table.square().sum())
+    table.copy_(found.table)
+    return {"bytes": found.bytes, "params_stored": table.numel(), "relative_error": error}
 
 
 def _score_and_train(bench: Bench, variant: Variant, folder: Path, seed: int, training_score: bool, row: Row) -> None:
@@ -357,7 +413,10 @@ def _score_and_train(bench: Bench, variant: Variant, folder: Path, seed: int, tr
     if bench.settings.epochs:
         bench.study.stage(f"{where}: training, {bench.settings.epochs} epochs")
         # Another order of rows than the dense model's training had, the same one for all variants.
-        row["seconds"]["train"] = _train(bench, model, bench.settings.epochs, seed + 1_000_000, bench.settings)
+        settings = bench.settings
+        if variant.method in BASELINES:  # what is trained in floats would not be those codes any more
+            settings = replace(settings, freeze_embedding=True)
+        row["seconds"]["train"] = _train(bench, model, bench.settings.epochs, seed + 1_000_000, settings)
         row["metrics_after"] = _timed_score(bench, model, bench.validation, where, row)
         row["score_after"] = points(row["metrics_after"])
         if training_score:
@@ -407,14 +466,16 @@ def _sizes(study: Study, variant: Variant) -> Row:
         "model_bytes_stored": sizes["model_bytes_dense"],
         "relative_error": 0.0,
     }
+    if variant.bits is not None:
+        return dense | {**_stored(study, bytes_for_bits(variant.bits, n, d)), "relative_error": None}
     if variant.k is None or variant.j is None:
         return dense | (sizes["stored"] if variant.method == COMPRESSED else {})
     parameters = parameter_count(n, d, variant.k, variant.j, variant.affine)
-    ids = n * (1 if variant.k <= 256 else 4)
+    codes = variant.codes or "float32"
     return dense | {
         "params_stored": parameters,
         "compression_rate": compression_rate(n, d, variant.k, variant.j, variant.affine),
-        **_stored(study, parameters * stored_dtype(variant.codes, torch.float32).itemsize + ids),
+        **_stored(study, stored_bytes(n, d, variant.k, variant.j, codes, variant.affine)),
         "relative_error": None,
     }
 

@@ -6,11 +6,17 @@ from typing import Any
 from projclust.clustering import Method
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
+from projclust.coding.baselines import Baseline, baseline_bits
 from projclust.errors import ProjclustError
-from projclust.hf.config import CODES, check_fit
-from projclust.planning import parameter_count, rank_for_ratio
+from projclust.hf.config import AUTO, CODES, Metric, check_fit
+from projclust.planning import parameter_count, rank_for_bytes, rank_for_ratio
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
+# What others do to a table, rebuilt and measured as it would be read; SVD has codes of ours.
+BASELINES = tuple(
+    baseline.value
+    for baseline in (Baseline.INT8, Baseline.INT4, Baseline.INT3, Baseline.INT2, Baseline.NF4, Baseline.PQ)
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,9 @@ class Size:
         j: their dimension; None: from `ratio`.
         ratio: the compression rate to reach, where there is no `j`.
         affine: subspaces with means.
-        codes: dtype to store the factors in; None: the model's own.
+        codes: how to store the factors; None: the model's own dtype, but "auto" with `bits`.
+        bits: stored bits for each weight of the table to reach, where there is no `j`.
+        metric: of codes "auto".
     """
 
     k: int = 5
@@ -30,6 +38,8 @@ class Size:
     ratio: float = 0.4
     affine: bool = False
     codes: str | None = None
+    bits: float | None = None
+    metric: str = Metric.MODEL.value
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,12 @@ class Variant:
 
     Attributes:
         name: as given to `--variants`.
-        method: "projective", "svd", "random"; "dense" for none; "compressed" for a model that came so; "best" for the
-            one among the others with the best score on the training rows.
-        k, j: subspaces and their dimension; None where nothing is compressed here.
+        method: "projective", "svd", "random", or one of `BASELINES`; "dense" for none; "compressed" for a model that
+            came so; "best" for the one among the others with the best score on the training rows.
+        k, j: subspaces and their dimension; None where there are none, or codes "auto" choose them.
         ranks, loss: of the fit, as `ProjectiveClustering` takes them.
+        bits: stored bits for each weight of the table, of codes "auto" and of baselines of free size.
+        metric: of codes "auto".
     """
 
     name: str
@@ -52,10 +64,21 @@ class Variant:
     codes: str | None = None
     ranks: str = Ranks.EQUAL.value
     loss: str = Loss.L2.value
+    bits: float | None = None
+    metric: str | None = None
+
+    @property
+    def is_compressed_here(self) -> bool:
+        """Whether measuring it begins with a compression."""
+        return self.method not in (DENSE, BEST, COMPRESSED)
 
     @property
     def label(self) -> str:
         """The variant with its size, for people."""
+        if self.codes == AUTO:
+            return f"auto, {self.bits:g} bits" + ", no metric" * (self.metric == Metric.NONE.value)
+        if self.method in BASELINES:
+            return self.method + ("" if self.bits is None else f", {self.bits:g} bits")
         if self.k is None:
             return "best by training score" if self.method == BEST else self.name
         ranks = f", {self.ranks} ranks" * (self.ranks != Ranks.EQUAL.value)
@@ -68,7 +91,7 @@ class Variant:
         """What of it bears on a result. Options it did not always have count where they are used: earlier results of
         the others stay what they were.
         """
-        unused = {"ranks": Ranks.EQUAL.value, "loss": Loss.L2.value}
+        unused = {"ranks": Ranks.EQUAL.value, "loss": Loss.L2.value, "bits": None, "metric": None}
         fields = {name: value for name, value in asdict(self).items() if name != "name"}
         return {name: value for name, value in fields.items() if (name, value) not in unused.items()}
 
@@ -90,7 +113,7 @@ def parse_variants(text: str, size: Size, n: int, d: int) -> tuple[Variant, ...]
     )[::-1]
     if not variants:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
-    if BEST in specs and not any(variant.k is not None for variant in variants):
+    if BEST in specs and not any(variant.is_compressed_here for variant in variants):
         raise ProjclustError("the variant best chooses among compressed ones: name some, as in projective:k=1")
     return variants
 
@@ -106,13 +129,26 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         if pairs:
             raise ProjclustError(f"the variant {name} takes no options, but {spec!r} gives some")
         return Variant(name, name)
-    if name not in {method.value for method in Method}:
-        raise ProjclustError(f"there is no variant {name!r}: --variants takes dense, svd, random, projective, best")
     own = dict(_option(spec, pair) for pair in pairs)
+    if name in BASELINES:
+        return _baseline(spec, name, own, size, n, d)
+    if name not in {method.value for method in Method}:
+        raise ProjclustError(
+            f"there is no variant {name!r}: --variants takes dense, svd, random, projective, best, "
+            f"{', '.join(BASELINES)}"
+        )
+    # Sizes exclude each other, and one of the variant's own replaces those of the command line.
+    targets = [target for target in ("j", "ratio", "bits") if target in own]
+    if len(targets) > 1:
+        raise ProjclustError(f"the variant {spec} gives both {targets[0]} and {targets[1]}")
+    bits = own.get("bits", None if targets else size.bits)
+    codes = own.get("codes", size.codes)
+    if bits is not None and "codes" not in own and name == Method.PROJECTIVE.value and size.codes in (None, AUTO):
+        codes = AUTO
+    if codes == AUTO:
+        return _auto(spec, name, own, bits, size)
     if name == Method.SVD.value and own.get("k", 1) != 1:
         raise ProjclustError(f"the variant {spec}: svd is one subspace")
-    if "j" in own and "ratio" in own:
-        raise ProjclustError(f"the variant {spec} gives both j and ratio")
     k = 1 if name == Method.SVD.value else own.get("k", size.k)
     affine = own.get("affine", size.affine)
     if not 1 <= k <= n:
@@ -121,6 +157,8 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         j = own["j"]
     elif "ratio" in own:
         j = rank_for_ratio(own["ratio"], n, d, k, affine)
+    elif bits is not None:
+        j = rank_for_bytes(int(bits * n * d / 8 + 1e-6), n, d, k, codes or "float32", affine)
     elif size.j is None:
         j = rank_for_ratio(size.ratio, n, d, k, affine)
     elif k == size.k:
@@ -136,7 +174,30 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         check_fit(name, k, ranks, loss)
     except ProjclustError as error:
         raise ProjclustError(f"the variant {spec}: {error}") from None
-    return Variant(spec, name, k, j, affine, own.get("codes", size.codes), ranks, loss)
+    return Variant(spec, name, k, j, affine, codes, ranks, loss)
+
+
+def _auto(spec: str, name: str, own: dict[str, Any], bits: float | None, size: Size) -> Variant:
+    if name != Method.PROJECTIVE.value:
+        raise ProjclustError(f"the variant {spec}: codes auto are of projective")
+    for option in set(own) - {"bits", "codes", "metric"}:
+        raise ProjclustError(f"the variant {spec}: codes auto choose {option} themselves")
+    if bits is None:
+        raise ProjclustError(f"the variant {spec}: codes auto need a size, as in projective:bits=0.5")
+    metric = own.get("metric", size.metric)
+    return Variant(spec, name, codes=AUTO, bits=bits, metric=metric)
+
+
+def _baseline(spec: str, name: str, own: dict[str, Any], size: Size, n: int, d: int) -> Variant:
+    if set(own) - {"bits"}:
+        raise ProjclustError(f"the variant {spec} takes no options but bits=F")
+    fixed = baseline_bits(Baseline(name), n, d)
+    bits = own.get("bits", size.bits)
+    if fixed is not None and "bits" in own:
+        raise ProjclustError(f"the variant {spec}: {name} has one size, {fixed:g} bits")
+    if fixed is None and bits is None:
+        raise ProjclustError(f"the variant {spec} needs a size, as in {name}:bits=1")
+    return Variant(spec, name, bits=None if fixed is not None else bits)
 
 
 def _option(spec: str, pair: str) -> tuple[str, Any]:
@@ -149,6 +210,12 @@ def _option(spec: str, pair: str) -> tuple[str, Any]:
                 ratio = float(value)
                 if 0 < ratio < 1:
                     return name, ratio
+            case "bits":
+                bits = float(value)
+                if 0 < bits < 32:
+                    return name, bits
+            case "metric" if value in [metric.value for metric in Metric]:
+                return name, value
             case "affine" if value in ("true", "false") or not separator:
                 return name, value != "false"
             case "codes" if value in CODES:
@@ -158,6 +225,6 @@ def _option(spec: str, pair: str) -> tuple[str, Any]:
     except ValueError:
         pass
     raise ProjclustError(
-        f"the variant {spec} has the option {pair!r}: there are k=INT, j=INT, ratio=0.4, affine, codes=float16, "
-        "ranks=adaptive, loss=l1"
+        f"the variant {spec} has the option {pair!r}: there are k=INT, j=INT, ratio=0.4, bits=0.5, affine, "
+        "codes=float16, ranks=adaptive, loss=l1, metric=none"
     )

@@ -12,19 +12,20 @@ from safetensors import SafetensorError
 
 from projclust.errors import ProjclustError
 from projclust.glue.cells import CellStore, Row, identity_hash
-from projclust.glue.measure import AS_IS, PAPER, PRETRAINED, SCRATCH, Fit, Study, measure, prepare
+from projclust.glue.measure import AS_IS, PAPER, PRETRAINED, SCRATCH, Fit, RowWeights, Study, measure, prepare
 from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.tasks import load_task, parse_tasks
 from projclust.glue.training import make_accelerator
-from projclust.glue.variants import BEST, COMPRESSED, Size, Variant, parse_variant, parse_variants
+from projclust.glue.variants import BASELINES, BEST, COMPRESSED, Size, Variant, parse_variant, parse_variants
 from projclust.hf.checkpoint import CONFIG, local_folder, read_json, resolve_checkpoint
+from projclust.hf.config import AUTO, Metric
 from projclust.hf.folder import cannot_write, locked, write_options
 from projclust.report.results import Row as ResultRow
 from projclust.report.results import parse_row
 from projclust.report.statistics import Summary, summary_json
 from projclust.report.write import write_report
 
-from .common import check_weights, choose_device, read_weights, versions
+from .common import check_weights, choose_device, chosen_weights, versions, weights_exponent
 from .inspect import inspect_checkpoint
 
 CELLS = "cells"
@@ -48,9 +49,12 @@ class GlueEvalOptions:
     k: int | None = None
     j: int | None = None
     ratio: float | None = None
+    bits: float | None = None
     affine: bool = False
-    weights: str = "uniform"
+    weights: str | None = None
+    weights_exponent: float | None = None
     codes: str | None = None
+    metric: str = Metric.MODEL.value
     restarts: int = 8
     max_iter: int = 100
     tol: float = 1e-4
@@ -123,7 +127,8 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Ev
     per_task = parse_per_task(options.per_task)
     for task in per_task:
         settings_for(task, settings, per_task)  # refuses impossible ones before any work
-    check_weights(options.weights)
+    if options.weights is not None:
+        check_weights(options.weights)
     output = Path(options.output or _default_output(options.model))
     accelerator = make_accelerator(settings, cpu=choose_device(options.device).type == "cpu")
 
@@ -135,7 +140,7 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Ev
     protocol, variants = _protocol_and_variants(options, size, sizes)
     if options.epochs is None and protocol != PAPER:
         settings = replace(settings, epochs=3)
-    weights = read_weights(options.weights, checkpoint, sizes["n"])
+    fit = _fit(options, variants, checkpoint, sizes["n"], hooks)
     study = Study(
         model=options.model,
         checkpoint=checkpoint,
@@ -143,7 +148,7 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Ev
         protocol=protocol,
         settings=settings,
         per_task=per_task,
-        fit=Fit(options.restarts, options.max_iter, options.tol, weights, options.weights.partition(":")[0]),
+        fit=fit,
         output=output,
         accelerator=accelerator,
         versions=versions("accelerate", "datasets", "tokenizers", "scikit-learn", "scipy"),
@@ -182,7 +187,7 @@ def _run(
             data_sha256[task] = data.sha256
             bench = None
             for variant in measurable:
-                training_score = with_best and variant.k is not None
+                training_score = with_best and variant.is_compressed_here
                 row = _finished(study, store, data.sha256, task, variant, seed, training_score)
                 study.accelerator.wait_for_everyone()  # all have looked before the first one writes
                 if row is None:
@@ -273,6 +278,23 @@ def _best(rows: list[ResultRow]) -> list[ResultRow]:
     ]
 
 
+def _fit(options: GlueEvalOptions, variants: tuple[Variant, ...], checkpoint: Path, n_rows: int, hooks: Hooks) -> Fit:
+    """The settings of all fits, with the row weights that the variants need."""
+
+    def weights(codes: str | None) -> RowWeights:
+        name, values = chosen_weights(
+            options.weights, codes, checkpoint, n_rows, options.weights_exponent, hooks.stage, hooks.warn
+        )
+        return RowWeights(name.partition(":")[0], values, weights_exponent(name, options.weights_exponent))
+
+    fit = Fit(options.restarts, options.max_iter, options.tol)
+    if any(fit.weights_of(variant) is fit.weights for variant in variants if variant.is_compressed_here):
+        fit = replace(fit, weights=weights(None))
+    if any(variant.codes == AUTO or variant.method in BASELINES for variant in variants):
+        fit = replace(fit, code_weights=weights(AUTO))
+    return fit
+
+
 def _seeds(text: str) -> tuple[int, ...]:
     try:
         seeds = tuple(dict.fromkeys(int(part) for part in str(text).split(",")))
@@ -318,7 +340,7 @@ def _sizes(checkpoint: Path) -> dict[str, Any]:
                 "k": found["k"],
                 "j": found["j"],
                 "affine": found["affine"],
-                "codes": _HALF.get(dtype, "float32"),
+                "codes": found["codes"] if dtype == "U8" else _HALF.get(dtype, "float32"),
                 "params_stored": found["params_stored"],
                 "compression_rate": 1 - found["params_stored"] / (n * d),
                 "bytes_stored": stored,
@@ -339,19 +361,20 @@ def _positions(config: dict[str, Any]) -> int | None:
 
 
 def _size(options: GlueEvalOptions, sizes: dict[str, Any]) -> Size:
-    if options.j is not None and options.ratio is not None:
-        raise ProjclustError("give at most one of --j and --ratio")
+    if sum(target is not None for target in (options.j, options.ratio, options.bits)) > 1:
+        raise ProjclustError("give at most one of --j, --ratio and --bits")
     # A half-precision model is fine-tuned in float32, but its factors are stored as the compression would store them.
     codes = options.codes or _HALF.get(sizes["dtype"])
     ratio = Size.ratio if options.ratio is None else options.ratio
-    return Size(Size.k if options.k is None else options.k, options.j, ratio, options.affine, codes)
+    k = Size.k if options.k is None else options.k
+    return Size(k, options.j, ratio, options.affine, codes, options.bits, options.metric)
 
 
 def _protocol_and_variants(
     options: GlueEvalOptions, size: Size, sizes: dict[str, Any]
 ) -> tuple[str, tuple[Variant, ...]]:
     if sizes["compressed"]:
-        for name in ("protocol", "variants", "k", "j", "ratio", "codes"):
+        for name in ("protocol", "variants", "k", "j", "ratio", "bits", "codes"):
             if getattr(options, name) is not None:
                 raise ProjclustError(f"{options.model} is compressed: it is scored as it is, without --{name}")
         return AS_IS, (Variant(COMPRESSED, COMPRESSED),)

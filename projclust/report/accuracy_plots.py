@@ -18,6 +18,7 @@ from .words import average_title, heading, marks, plain, task_title
 
 GREEN, PURPLE = "#009E73", "#CC79A7"
 _COLOURS = {"projective": BLUE, "svd": ORANGE, "random": GREY, "compressed": GREEN, BEST: PURPLE}
+_COLOURS |= {"int8": GREY, "int4": GREY, "int3": GREY, "int2": GREY, "nf4": GREY, "pq": GREEN}
 _MARKERS = "os^Dvp"
 _COLUMNS = 4
 # Sizes that differ by less than this factor are drawn side by side, not on an axis of sizes.

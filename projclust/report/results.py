@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "demo")
 DEMO = "demo"
-METHODS = ("dense", "projective", "svd", "random", "compressed")
+METHODS = ("dense", "projective", "svd", "random", "int8", "int4", "int3", "int2", "nf4", "pq", "compressed")
 PROTOCOLS = ("paper", "pretrained", "as-is")
 BEST = "best"
 METRICS = (
@@ -36,7 +36,7 @@ _COUNTS = ("seed", "training_rows", "validation_rows")
 # Rows of one task can only be compared when these, and the settings, are the same.
 _CONDITIONS = ("limit", "data_sha256", "training_rows", "validation_rows")
 # What else can differ between two rows of one cell, for the message.
-_OF_A_CELL = (*_CONDITIONS, "k", "j", "affine", "codes", "weights", "training_score")
+_OF_A_CELL = (*_CONDITIONS, "k", "j", "affine", "codes", "bits", "metric", "weights", "training_score")
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,7 @@ def test_a_config_file_sets_any_option_and_the_resolved_ones_make_it_again(run: 
         (("--variants", "svdd"), "there is no variant 'svdd'"),
         (("--variants", "projective:k=99999"), "has k=99999"),
         (("--k", 3, "--j", 16), "the rank j=16"),
-        (("--ratio", 0.4), "give at most one of --j and --ratio"),
+        (("--ratio", 0.4), "give at most one of --j, --ratio and --bits"),
         (("--seeds", "0,x"), "--seeds"),
         (("--seeds", "-1"), "--seeds"),
         (("--epochs", -1), "--epochs must be at least 0"),
@@ -360,7 +360,7 @@ def test_options_and_defaults_of_the_command_line_are_those_of_the_library() -> 
 def test_the_recipes_name_options_tasks_and_variants_that_exist() -> None:
     folder = Path(__file__).parents[2] / "configs"
     recipes = sorted(folder.glob("*.yaml"))
-    assert len(recipes) == 4
+    assert len(recipes) == 5
     known = {option.name for option in dataclasses.fields(GlueEvalOptions)}
     for recipe in recipes:
         content = {name.replace("-", "_"): value for name, value in yaml.safe_load(recipe.read_text()).items()}
@@ -369,7 +369,7 @@ def test_the_recipes_name_options_tasks_and_variants_that_exist() -> None:
         for task in parse_tasks(content["tasks"]):
             settings_for(task, Settings(learning_rate=content["learning_rate"]), per_task)
         shape = (50265, 768) if recipe.stem == "roberta_paper" else (30522, 384 if "minilm" in recipe.stem else 768)
-        variants = parse_variants(content["variants"], Size(ratio=content["ratio"]), *shape)
+        variants = parse_variants(content.get("variants", "dense"), Size(ratio=content.get("ratio", 0.4)), *shape)
         assert variants[0].name == "dense"
         for variant in variants:
             if variant.k is not None and variant.j is not None:
@@ -501,3 +501,26 @@ def test_scores_are_finite_json(run: Any, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "results.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert math.isfinite(rows(tmp_path / "out")[0]["score_after"])
+
+
+def test_coded_variants_and_baselines_are_measured_at_their_stored_size(run: Any, tmp_path: Path) -> None:
+    variants = "dense,projective:bits=8,projective:bits=9:codes=int8,int4,pq:bits=6"
+    outcome = run("--variants", variants, "--weights", "uniform")
+    assert outcome.code == 0, outcome
+    found = by_variant(tmp_path / "out")
+    dense = found["dense"]
+    n_weights = dense["params_dense"]
+    for name, bits in (("projective:bits=8", 8), ("projective:bits=9:codes=int8", 9), ("pq:bits=6", 6)):
+        assert 0.8 * bits < found[name]["bits_per_weight"] <= bits, name
+        assert found[name]["bytes_stored"] == found[name]["bits_per_weight"] * n_weights / 8
+    assert found["int4"]["bytes_stored"] < dense["bytes_stored"] / 6
+    for row in found.values():
+        assert row["status"] == "done"
+        assert row["score_after"] is not None
+        assert row["model_bytes_stored"] == dense["model_bytes_stored"] - dense["bytes_stored"] + row["bytes_stored"]
+    auto = found["projective:bits=8"]
+    assert (auto["codes"], auto["bits"], auto["metric"], auto["weights"]) == ("auto", 8, "model", "uniform")
+    assert 0 < auto["relative_error"] < 0.1
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "auto, 8 bits" in report
+    assert "projective:bits=8" in report  # in the command that measures it again

@@ -4,7 +4,7 @@ import pytest
 
 from projclust.errors import ProjclustError
 from projclust.glue.variants import Size, parse_variant, parse_variants
-from projclust.planning import parameter_count
+from projclust.planning import parameter_count, stored_bytes
 
 N, D = 30522, 384
 
@@ -105,3 +105,57 @@ def test_mistakes(text: str, message: str) -> None:
     with pytest.raises(ProjclustError) as caught:
         parse_variants(text, Size(), N, D)
     assert message in str(caught.value)
+
+
+def test_bits_mean_auto_codes_and_other_codes_get_the_largest_rank_that_fits() -> None:
+    variant = parse_variant("projective:bits=0.5", Size(), N, D)
+    assert (variant.method, variant.codes, variant.bits, variant.k, variant.j) == (
+        "projective",
+        "auto",
+        0.5,
+        None,
+        None,
+    )
+    assert variant.label == "auto, 0.5 bits"
+    assert variant.is_compressed_here
+    assert parse_variant("projective", Size(bits=0.5), N, D) == replace(variant, name="projective")
+    assert parse_variant("projective:bits=0.5:metric=none", Size(), N, D).label == "auto, 0.5 bits, no metric"
+    for spec, codes, k in (("projective:bits=2:codes=int8", "int8", 5), ("svd:bits=1:codes=int4", "int4", 1)):
+        variant = parse_variant(spec, Size(), N, D)
+        assert (variant.codes, variant.k) == (codes, k)
+        assert variant.j is not None
+        bits = float(spec.split("=")[1].split(":")[0])
+        assert stored_bytes(N, D, k, variant.j, codes) <= bits * N * D / 8
+        assert stored_bytes(N, D, k, variant.j + 1, codes) > bits * N * D / 8
+    # A variant's own size wins over that of the command line.
+    assert parse_variant("projective:j=40", Size(bits=0.5), N, D).j == 40
+
+
+def test_baselines_have_a_size_of_their_own_or_take_one() -> None:
+    found = parse_variants("int8,int4,int3,int2,nf4,pq:bits=1,pq", Size(bits=0.5), N, D)
+    assert [variant.label for variant in found] == ["int8", "int4", "int3", "int2", "nf4", "pq, 1 bits", "pq, 0.5 bits"]
+    assert all(variant.is_compressed_here for variant in found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("projective:codes=auto", "need a size"),
+        ("projective:bits=0.5:k=3", "choose k themselves"),
+        ("svd:codes=auto:bits=1", "of projective"),
+        ("projective:bits=0.5:ratio=0.4", "both ratio and bits"),
+        ("projective:bits=64", "bits=64"),
+        ("projective:bits=0.5:metric=l2", "metric=l2"),
+        ("int4:bits=1", "one size, 4.5 bits"),
+        ("pq", "needs a size"),
+        ("pq:k=3", "no options but bits"),
+    ],
+)
+def test_sizes_that_cannot_be(spec: str, message: str) -> None:
+    with pytest.raises(ProjclustError, match=message):
+        parse_variant(spec, Size(), N, D)
+
+
+def test_what_earlier_results_were_measured_with_has_not_changed() -> None:
+    identity = parse_variant("projective:k=3:j=9", Size(), N, D).identity()
+    assert set(identity) == {"method", "k", "j", "affine", "codes"}
