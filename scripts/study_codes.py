@@ -162,7 +162,7 @@ def plot(points: list[tuple[str, float, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     series: dict[str, list[tuple[float, float]]] = {}
     for recipe, bits, cosine in points:
-        if recipe != "dense" and not recipe.startswith("auto-"):
+        if cosine < 1 and not recipe.startswith("auto-"):  # no more than four decimals are known
             series.setdefault("int4" if recipe in ("int3", "int2") else recipe, []).append((bits, 1 - cosine))
     for (recipe, line), marker in zip(series.items(), "os^Dv*PX<>", strict=False):
         colour, width = (BLUE, 2.2) if recipe == "auto" else (GREY, 1.0)

@@ -61,12 +61,10 @@ def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:
 
     int32 where that is wide enough.
     """
-    sizes = torch.bincount(classes.long(), minlength=len(row_bytes))
-    lengths = torch.tensor(row_bytes, device=classes.device)
-    totals = sizes * lengths
-    order = classes.long().argsort(stable=True)
-    within = torch.arange(len(classes), device=classes.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    grouped = classes.long()[order]
     starts = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
-    starts[order] = (totals.cumsum(0) - totals)[grouped] + within * lengths[grouped]
-    return starts if int(totals.sum()) >= 2**31 else starts.int()
+    end = 0
+    for number, length in enumerate(row_bytes):
+        rows = (classes == number).nonzero().squeeze(1)
+        starts[rows] = torch.arange(end, end + len(rows) * length, length, device=rows.device) if length else end
+        end += len(rows) * length
+    return starts if end >= 2**31 else starts.int()

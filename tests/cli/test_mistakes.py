@@ -263,7 +263,7 @@ def test_failures_of_the_machine_have_another_code(
     def fails(*_: object) -> None:
         raise RuntimeError("the GPU fell off\nthe bus")
 
-    monkeypatch.setattr(job, "load_checkpoint", fails)
+    monkeypatch.setattr(job, "load_dense", fails)
     arguments = ("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out")
     outcome = cli(*arguments)
     assert outcome.code == 1
