@@ -90,11 +90,11 @@ def needs_search(kind: int) -> bool:
 @lru_cache(maxsize=1)
 def _tables() -> Tensor:
     stored = load_file(CODEBOOKS_FILE)
-    states = torch.arange(STATES, dtype=torch.float32)
+    states = torch.arange(STATES, dtype=torch.float32, device="cpu")
     tables = []
     for kind in KINDS:
         if kind.name == "none":
-            tables.append(torch.zeros(1, STATES))
+            tables.append(torch.zeros(1, STATES, device="cpu"))
         elif kind.name == "int8":
             tables.append((states - 128).unsqueeze(0))
         elif kind.name == "int4":

@@ -26,7 +26,7 @@ class Windows(NamedTuple):
 
 def windows_of(layouts: list[ClassLayout], rank: int, device: torch.device | str = "cpu") -> Windows:
     """The windows of rows with these layouts."""
-    byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32).unbind(0)
+    byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32, device="cpu").unbind(0)
     for number, layout in enumerate(layouts):
         byte[number, layout.coded] = layout.byte.int()
         shift[number, layout.coded] = layout.shift.int()

@@ -8,7 +8,11 @@ from torch import Tensor
 from projclust.errors import ProjclustError
 
 from .codebooks import FIRST_TABLE, KINDS, NONE, STATE_BITS
-from .trellis import steps_of
+
+# On the CPU whatever the default device: this may be imported while a model is built without data.
+_BITS = torch.tensor([kind.bits for kind in KINDS], device="cpu")
+_VALUES = torch.tensor([kind.values for kind in KINDS], device="cpu")
+_FIRST_TABLE = torch.tensor(FIRST_TABLE, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,16 @@ def class_layout(kinds: Tensor) -> ClassLayout:
     if len(kinds) and int(kinds.max()) >= len(KINDS):
         raise ProjclustError(f"there is no code of kind {int(kinds.max())}")
     coded = (kinds + (kinds == NONE) * len(KINDS)).argsort(stable=True)[: int((kinds != NONE).sum())]
-    ordered = kinds[coded].tolist()
-    ends: list[int] = []
-    tables: list[int] = []
-    end = 0
-    for first, last, kind in steps_of(ordered):
-        end += KINDS[kind].bits
-        ends += [end] * (last - first)
-        tables += range(FIRST_TABLE[kind], FIRST_TABLE[kind] + last - first)
-    ends_of = torch.tensor(ends, dtype=torch.int64)
+    ordered = kinds[coded]
+    # A kind's coordinates come one after the other; each step of them takes up its bits with its first one.
+    place = torch.arange(len(ordered), device="cpu") - torch.searchsorted(ordered, ordered)
+    place %= _VALUES[ordered]
+    ends_of = torch.where(place == 0, _BITS[ordered], 0).cumsum(0)
+    end = int(ends_of[-1]) if len(ordered) else 0
     # Before a row lie zeros: where fewer than 8 bits have come, the shift leaves only those.
     byte = (ends_of - STATE_BITS).clamp(min=0) // 8
     shift = 16 - (ends_of - 8 * byte)
-    return ClassLayout(coded, ordered, byte, shift, torch.tensor(tables, dtype=torch.int64), -(-end // 8))
+    return ClassLayout(coded, ordered.tolist(), byte, shift, _FIRST_TABLE[ordered] + place, -(-end // 8))
 
 
 def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:
