@@ -67,3 +67,9 @@ def relative_error(table: Tensor, other: Tensor) -> float:
     """Squared, over the squared norm of the first."""
     table, other = table.double(), other.double()
     return float((other - table).square().sum() / table.square().sum())
+
+
+def row_bits(kinds: Tensor) -> int:
+    """Bits of a row whose coordinates have these kinds, (r,)."""
+    counts = torch.bincount(kinds.long(), minlength=len(KINDS)).tolist()
+    return sum(-(-count // kind.values) * kind.bits for count, kind in zip(counts, KINDS, strict=True))

@@ -59,12 +59,6 @@ def allocate(importance: Tensor, rows: Sequence[int], kinds: Sequence[int], budg
     )
 
 
-def row_bits(kinds: Tensor) -> int:
-    """Bits of a row whose coordinates have these kinds, (r,)."""
-    counts = torch.bincount(kinds.long(), minlength=len(KINDS)).tolist()
-    return sum(-(-count // kind.values) * kind.bits for count, kind in zip(counts, KINDS, strict=True))
-
-
 def _convex_hull(kinds: Sequence[int]) -> list[int]:
     """No code, and of `kinds` those that a better and a worse one together do not beat, by rising rate."""
     hull = [NONE]

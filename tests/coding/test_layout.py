@@ -1,12 +1,11 @@
 import pytest
 import torch
-from coded_tables import bits_of, decode_bits
+from coded_tables import bits_of, decode_bits, row_bits
 
 from projclust import ProjclustError
 from projclust.coding.codebooks import FIRST_TABLE, KINDS
 from projclust.coding.decode import unit_coordinates, windows_of
 from projclust.coding.layout import class_layout, row_starts
-from projclust.coding.rates import row_bits
 
 
 def test_a_mixed_row_by_hand() -> None:

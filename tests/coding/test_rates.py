@@ -2,11 +2,12 @@ import itertools
 
 import pytest
 import torch
+from coded_tables import row_bits
 from torch import Tensor
 
 from projclust import ProjclustError
 from projclust.coding.codebooks import INT4, INT8, KINDS, NONE, SCALAR, TRELLIS
-from projclust.coding.rates import allocate, row_bits
+from projclust.coding.rates import allocate
 
 DISTORTION = torch.tensor([kind.distortion for kind in KINDS], dtype=torch.float64)
 RATE = torch.tensor([kind.rate for kind in KINDS], dtype=torch.float64)
