@@ -10,9 +10,10 @@ from projclust.errors import ProjclustError
 from .codebooks import FIRST_TABLE, KINDS, NONE, STATE_BITS
 
 # On the CPU whatever the default device: this may be imported while a model is built without data.
-_BITS = torch.tensor([kind.bits for kind in KINDS], device="cpu")
-_VALUES = torch.tensor([kind.values for kind in KINDS], device="cpu")
-_FIRST_TABLE = torch.tensor(FIRST_TABLE, device="cpu")
+# Behind the kinds comes what stands for no code while coordinates are sorted.
+_BITS = torch.tensor([*(kind.bits for kind in KINDS), 0], device="cpu")
+_VALUES = torch.tensor([*(kind.values for kind in KINDS), 1], device="cpu")
+_FIRST_TABLE = torch.tensor([*FIRST_TABLE, 0], device="cpu")
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,30 @@ class ClassLayout:
     row_bytes: int
 
 
-def class_layout(kinds: Tensor) -> ClassLayout:
-    """The layout for coordinates of these kinds, (r,) uint8.
+def class_layouts(kinds: Tensor) -> list[ClassLayout]:
+    """The layout of each class, for coordinates of these kinds, (C, r) uint8.
 
     Raises:
         ProjclustError: there is no such kind.
     """
     kinds = kinds.long().cpu()
-    if len(kinds) and int(kinds.max()) >= len(KINDS):
+    if kinds.numel() and int(kinds.max()) >= len(KINDS):
         raise ProjclustError(f"there is no code of kind {int(kinds.max())}")
-    coded = (kinds + (kinds == NONE) * len(KINDS)).argsort(stable=True)[: int((kinds != NONE).sum())]
-    ordered = kinds[coded]
+    ordered, coded = torch.where(kinds == NONE, len(KINDS), kinds).sort(dim=1, stable=True)
     # A kind's coordinates come one after the other; each step of them takes up its bits with its first one.
-    place = torch.arange(len(ordered), device="cpu") - torch.searchsorted(ordered, ordered)
+    place = torch.arange(kinds.shape[1], device="cpu") - torch.searchsorted(ordered, ordered)
     place %= _VALUES[ordered]
-    ends_of = torch.where(place == 0, _BITS[ordered], 0).cumsum(0)
-    end = int(ends_of[-1]) if len(ordered) else 0
+    ends_of = torch.where(place == 0, _BITS[ordered], 0).cumsum(1)
+    row_bytes = ((ends_of.amax(1) + 7) // 8).tolist() if kinds.shape[1] else [0] * len(kinds)
     # Before a row lie zeros: where fewer than 8 bits have come, the shift leaves only those.
     byte = (ends_of - STATE_BITS).clamp(min=0) // 8
     shift = 16 - (ends_of - 8 * byte)
-    return ClassLayout(coded, ordered.tolist(), byte, shift, _FIRST_TABLE[ordered] + place, -(-end // 8))
+    table = _FIRST_TABLE[ordered] + place
+    kinds_of, sizes = ordered.tolist(), (kinds != NONE).sum(1).tolist()
+    return [
+        ClassLayout(coded[c, :size], kinds_of[c][:size], byte[c, :size], shift[c, :size], table[c, :size], row_bytes[c])
+        for c, size in enumerate(sizes)
+    ]
 
 
 def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:

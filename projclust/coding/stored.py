@@ -10,7 +10,7 @@ from torch import Tensor
 from projclust.errors import ProjclustError
 
 from .codebooks import NONE
-from .layout import ClassLayout, class_layout
+from .layout import ClassLayout, class_layouts
 from .packing import bits_float, float_bits, pack_nibbles, unpack_nibbles
 
 MOST_CLASSES = 256
@@ -89,7 +89,7 @@ class SideTables:
 
     def layouts(self) -> list[ClassLayout]:
         """Of the rows of each class."""
-        return [class_layout(row) for row in self.kinds]
+        return class_layouts(self.kinds)
 
 
 class _Codes(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from projclust.coding.layout import class_layout
+from projclust.coding.layout import class_layouts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.stored import CodedShape, read_classes
 from projclust.errors import CheckpointError, ProjclustError
@@ -94,7 +94,7 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
                     stored[name] = tensors.get_tensor(key)
     try:
         classes = read_classes({"weight": torch.empty(0), **stored}, shape.n, shape.classes)
-        layouts = [class_layout(kinds) for kinds in unpack_nibbles(stored["kinds"], shape.rank)]
+        layouts = class_layouts(unpack_nibbles(stored["kinds"], shape.rank))
     except (ProjclustError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from None
     rows = torch.bincount(classes, minlength=shape.classes).tolist()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from projclust.coding.codebooks import NONE, STATES
-from projclust.coding.decode import Windows, unit_coordinates, windows_of
+from projclust.coding.decode import Windows, entries, unit_coordinates, windows_of
 from projclust.coding.layout import ClassLayout, row_starts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.stored import (
@@ -442,9 +442,8 @@ class CodedLMHead(CodedTable):
                     (layout.coded + group * self.shape.rank).to(device),
                     layout.coded.to(device),
                     layout.byte.to(device),
-                    (layout.byte + 1).clamp(max=max(layout.row_bytes - 1, 0)).to(device),
-                    layout.shift.int().to(device),
-                    (layout.table.int() * STATES).to(device),
+                    layout.shift.int().unsqueeze(1).to(device),
+                    (layout.table.int() * STATES).unsqueeze(1).to(device),
                 )
                 for start in range(0, count, _BLOCK_ROWS):
                     blocks.append(
@@ -469,7 +468,8 @@ class _Block(NamedTuple):
         first_byte, row_bytes: where their codes lie.
         inner: (m,) the coordinates with codes, among those of all decoders.
         coded: (m,) the same, among those of one.
-        byte, next_byte, shift, entry: (m,) as in `Windows`, the byte after `byte` too.
+        byte: (m,) as in `Windows`.
+        shift, entry: (m, 1) likewise.
     """
 
     number: int
@@ -480,16 +480,25 @@ class _Block(NamedTuple):
     inner: Tensor
     coded: Tensor
     byte: Tensor
-    next_byte: Tensor
     shift: Tensor
     entry: Tensor
 
     def unit_coordinates(self, codes: Tensor, values: Tensor) -> Tensor:
-        """(rows, m) in units of their deviations."""
+        """(m, rows) in units of their deviations."""
         length = self.rows * self.row_bytes
         own = codes[self.first_byte : self.first_byte + length].view(self.rows, self.row_bytes)
-        pair = own[:, self.byte].int() << 8 | own[:, self.next_byte].int()
-        return values[(pair >> self.shift & (STATES - 1)) + self.entry]
+        # Bytes first: then whole rows are selected, many times faster on a CPU than entries of each row.
+        pairs = own.t().int() << 8  # (row_bytes, rows)
+        pairs[:-1] |= own.t()[1:]
+        places = pairs.index_select(0, self.byte)
+        places >>= self.shift
+        places &= STATES - 1
+        places += self.entry
+        return entries(values, places)
+
+    def coordinates(self, codes: Tensor, values: Tensor, deviations: Tensor) -> Tensor:
+        """(m, rows) float32 coordinates of the rows."""
+        return self.unit_coordinates(codes, values) * deviations[self.number, self.coded].unsqueeze(1)
 
 
 class _HeadOrder(NamedTuple):
@@ -514,9 +523,8 @@ def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tenso
     """Logits by operations that a compiler can follow."""
     parts = []
     for block in order.blocks:
-        unit = block.unit_coordinates(codes, order.values)
-        coordinates = (unit * deviations[block.number, block.coded]).to(inner.dtype)
-        part = inner.index_select(1, block.inner) @ coordinates.t()
+        coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
+        part = inner.index_select(1, block.inner) @ coordinates
         parts.append(part + shift[:, block.number : block.number + 1])
     return torch.cat(parts, 1).index_select(1, order.position)
 
@@ -531,11 +539,10 @@ class _CodedLogits(torch.autograd.Function):
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
         logits = inner.new_empty(len(inner), len(order.rows))
         for block in order.blocks:
-            unit = block.unit_coordinates(codes, order.values)
-            coordinates = (unit * deviations[block.number, block.coded]).to(inner.dtype)
+            coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
             part = logits[:, block.first_row : block.first_row + block.rows]
             start = shift[:, block.number : block.number + 1]
-            torch.addmm(start, inner.index_select(1, block.inner), coordinates.t(), out=part)
+            torch.addmm(start, inner.index_select(1, block.inner), coordinates, out=part)
         for positions in logits.split(_BLOCK_POSITIONS):
             positions.copy_(positions.index_select(1, order.position))
         return logits
@@ -558,14 +565,14 @@ class _CodedLogits(torch.autograd.Function):
         for block in order.blocks:
             part = grouped[:, block.first_row : block.first_row + block.rows]
             unit = block.unit_coordinates(codes, order.values)
-            own = deviations[block.number, block.coded]
+            own = deviations[block.number, block.coded].unsqueeze(1)
             if wants_inner:
-                to_inner.index_add_(1, block.inner, part @ (unit * own).to(part.dtype))
+                to_inner.index_add_(1, block.inner, part @ (unit * own).t().to(part.dtype))
             if wants_shift:
                 to_shift[:, block.number] += part.sum(1)
             if wants_deviations:
-                found = part.t() @ inner.index_select(1, block.inner)  # (rows, m)
-                to_deviations[block.number].index_add_(0, block.coded, (found.float() * unit).sum(0))
+                found = inner.index_select(1, block.inner).t() @ part  # (m, rows)
+                to_deviations[block.number].index_add_(0, block.coded, (found.float() * unit).sum(1))
         return (
             to_inner if wants_inner else None,
             to_shift if wants_shift else None,

@@ -5,11 +5,11 @@ from coded_tables import bits_of, decode_bits, row_bits
 from projclust import ProjclustError
 from projclust.coding.codebooks import FIRST_TABLE, KINDS
 from projclust.coding.decode import unit_coordinates, windows_of
-from projclust.coding.layout import class_layout, row_starts
+from projclust.coding.layout import class_layouts, row_starts
 
 
 def test_a_mixed_row_by_hand() -> None:
-    layout = class_layout(torch.tensor([3, 0, 8, 1, 3, 1], dtype=torch.uint8))
+    (layout,) = class_layouts(torch.tensor([[3, 0, 8, 1, 3, 1]], dtype=torch.uint8))
     # By kind, then by number: two coordinates share one bit, then one bit each, then eight.
     assert layout.coded.tolist() == [3, 5, 0, 4, 2]
     assert layout.kinds == [1, 1, 3, 3, 8]
@@ -31,7 +31,7 @@ def test_a_mixed_row_by_hand() -> None:
     ],
 )
 def test_windows_by_hand(kinds: list[int], byte: list[int], shift: list[int], row_bytes: int) -> None:
-    layout = class_layout(torch.tensor(kinds, dtype=torch.uint8))
+    (layout,) = class_layouts(torch.tensor([kinds], dtype=torch.uint8))
     assert (layout.byte.tolist(), layout.shift.tolist(), layout.row_bytes) == (byte, shift, row_bytes)
 
 
@@ -46,7 +46,7 @@ def test_starts_by_hand() -> None:
 
 def test_a_kind_there_is_not_is_refused() -> None:
     with pytest.raises(ProjclustError, match="no code of kind 13"):
-        class_layout(torch.tensor([1, len(KINDS)], dtype=torch.uint8))
+        class_layouts(torch.tensor([[1, len(KINDS)]], dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -58,7 +58,7 @@ def test_any_bytes_decode_as_bit_by_bit(seed: int) -> None:
     kinds[:, seed % rank] = 0
     if seed == 0:
         kinds[:] = 0  # no row has one
-    layouts = [class_layout(row) for row in kinds]
+    layouts = class_layouts(kinds)
     assert [layout.row_bytes for layout in layouts] == [-(-row_bits(row) // 8) for row in kinds]
     ids = torch.randint(0, classes, (30,), generator=generator)
     lengths = [layout.row_bytes for layout in layouts]
