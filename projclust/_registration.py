@@ -25,7 +25,8 @@ def register_with_transformers() -> None:
 
 
 def _register() -> None:
-    importlib.import_module("projclust.hf.quantizer").register()
+    # It registers as it is imported; where its own import is what loads the table, when that goes on.
+    importlib.import_module("projclust.hf.quantizer")
 
 
 class _TableFinder(importlib.abc.MetaPathFinder):

@@ -27,10 +27,11 @@ class Windows(NamedTuple):
 def windows_of(layouts: list[ClassLayout], rank: int, device: torch.device | str = "cpu") -> Windows:
     """The windows of rows with these layouts."""
     byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32, device="cpu").unbind(0)
-    for number, layout in enumerate(layouts):
-        byte[number, layout.coded] = layout.byte.int()
-        shift[number, layout.coded] = layout.shift.int()
-        entry[number, layout.coded] = layout.table.int() * STATES
+    sizes = torch.tensor([len(layout.coded) for layout in layouts], device="cpu")
+    where = torch.repeat_interleave(sizes), torch.cat([layout.coded for layout in layouts])
+    byte[where] = torch.cat([layout.byte for layout in layouts]).int()
+    shift[where] = torch.cat([layout.shift for layout in layouts]).int()
+    entry[where] = torch.cat([layout.table for layout in layouts]).int() * STATES
     return Windows(byte.to(device), shift.to(device), entry.to(device), decode_tables(device).flatten())
 
 

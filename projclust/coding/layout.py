@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,10 +68,10 @@ def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:
 
     int32 where that is wide enough.
     """
-    starts = torch.empty(len(classes), dtype=torch.int64, device=classes.device)
-    end = 0
-    for number, length in enumerate(row_bytes):
-        rows = (classes == number).nonzero().squeeze(1)
-        starts[rows] = torch.arange(end, end + len(rows) * length, length, device=rows.device) if length else end
-        end += len(rows) * length
-    return starts if end >= 2**31 else starts.int()
+    ids = classes.to("cpu", torch.uint8).numpy()  # of whose bytes NumPy's stable sort is the faster one
+    lengths = np.repeat(row_bytes, np.bincount(ids, minlength=len(row_bytes)))
+    ends = lengths.cumsum()
+    starts = np.empty(len(ids), dtype=np.int64)
+    starts[ids.argsort(kind="stable")] = ends - lengths
+    wide = len(ends) > 0 and ends[-1] >= 2**31
+    return torch.from_numpy(starts).to(classes.device, torch.int64 if wide else torch.int32)

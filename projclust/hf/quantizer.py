@@ -195,3 +195,6 @@ def _check_loaded_codes(table: CodedTable) -> None:
         table.prepare()
     except ProjclustError as error:
         raise CheckpointError(f"damaged checkpoint: {error}") from None
+
+
+register()

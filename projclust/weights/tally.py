@@ -51,14 +51,21 @@ class Tally:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-    """The token ids of each text, of any length."""
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=special_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # about texts longer than the model takes
-    )
+    """The token ids of each text, of any length.
+
+    Raises:
+        ProjclustError: the tokenizer fails, as one whose vocabulary lacks its own token for what is unknown.
+    """
+    try:
+        encoded = tokenizer(
+            list(texts),
+            add_special_tokens=special_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # about texts longer than the model takes
+        )
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ProjclustError(f"the model's tokenizer fails: {' '.join(str(error).split())}") from error
     return list(encoded["input_ids"])
 
 

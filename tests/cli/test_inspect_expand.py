@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from commandline import Cli
 from tiny_models import VOCABULARY, WIDTH, logits
@@ -16,6 +17,24 @@ def test_inspects_a_compressed_checkpoint(cli: Cli, tiny_folder: Path, tmp_path:
     assert sum(part["bytes"] for part in shown["parts"].values()) == shown["bytes_stored"]
     prefix = "bert.embeddings.word_embeddings."
     assert shown["parts"][prefix + "weight"]["shape"] == [VOCABULARY, 5]
+    assert "relative error" in cli("inspect", tmp_path / "out").out
+
+
+@pytest.mark.parametrize("options", [("--bits", 8), ("--k", 3, "--j", 5, "--codes", "int4")])
+def test_inspects_a_coded_checkpoint(cli: Cli, tiny_folder: Path, options: tuple[object, ...], tmp_path: Path) -> None:
+    outcome = cli("compress", tiny_folder, *options, "-o", tmp_path / "out", "--format", "json")
+    # The tiny vocabulary lacks what its tokenizer needs: good enough for weights that nobody asked for.
+    assert ("all rows weigh the same" in outcome.err) == ("--bits" in options)
+    report, shown = outcome.json, cli("inspect", tmp_path / "out", "--format", "json").json
+    for name in ("codes", "bits_per_weight", "bytes_stored", "relative_error", "weights", "metric", "ranks"):
+        assert shown[name] == report[name], name
+    parts = {name.rpartition(".")[2]: part for name, part in shown["parts"].items()}
+    assert {part["dtype"] for part in parts.values()} == {"U8"}
+    assert sum(part["bytes"] for part in parts.values()) == shown["bytes_stored"]
+    assert sum(shown["cluster_sizes"]) == VOCABULARY
+    in_rows = sum(rows * size for rows, size in zip(shown["cluster_sizes"], shown["row_bytes"], strict=True))
+    assert in_rows == parts["weight"]["bytes"]
+    assert sum(shown["ranks"]) == parts["deviations"]["bytes"]
     assert "relative error" in cli("inspect", tmp_path / "out").out
 
 

@@ -305,6 +305,11 @@ def test_targets_and_codes_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokenizer_that_fails_is_named(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    error = refused("compress", tiny_folder, "--bits", 8, "--weights", "wordfreq", "-o", tmp_path / "out")
+    assert "tokenizer fails: WordPiece error: Missing [UNK]" in error
+
+
 def test_a_model_without_a_tokenizer_is_coded_with_uniform_weights(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     (tiny_folder / "vocab.txt").unlink()
     outcome = cli("compress", tiny_folder, "--bits", 8, "--metric", "none", "-o", tmp_path / "out", "--format", "json")

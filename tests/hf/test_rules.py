@@ -15,7 +15,7 @@ from tiny_models import CODED, VOCABULARY, compressed_model, inputs_for, logits,
 import projclust
 from projclust import CheckpointError, ProjClustConfig, ProjectiveEmbedding, ProjectiveLMHead, compress_model, unfreeze
 from projclust.coding.stored import CodedShape
-from projclust.modules import CodedEmbedding, CodedLMHead
+from projclust.modules import CodedEmbedding, CodedLMHead, CompressedTable
 from projclust.modules.lookup import EmbeddingLookup
 
 PREFIX = "bert.embeddings.word_embeddings."
@@ -35,7 +35,10 @@ def test_without_projclust_no_random_embedding_is_loaded(folder: str, request: p
     assert "size mismatch" in result.stderr.lower() or "mismatched" in result.stderr.lower()
 
 
-@pytest.mark.parametrize("order", ["import projclust, transformers", "import transformers.quantizers, projclust"])
+@pytest.mark.parametrize(
+    "order",
+    ["import projclust, transformers", "import transformers.quantizers, projclust", "import projclust.hf.quantizer"],
+)
 def test_plain_from_pretrained_after_import_in_either_order(
     compressed_folder: Path, coded_folder: Path, order: str
 ) -> None:
@@ -440,6 +443,30 @@ def test_registering_twice_changes_nothing() -> None:
     register()
     assert before == (AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING)
     assert AUTO_QUANTIZER_MAPPING["projclust"] is ProjClustHfQuantizer
+
+
+@pytest.mark.parametrize("folder", ["compressed_folder", *CODED_FOLDERS])
+def test_adapters_train_merge_and_reload(folder: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    path, ids = request.getfixturevalue(folder), inputs_for("bert")["input_ids"]
+    config = LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
+    model = get_peft_model(hf.AutoModelForMaskedLM.from_pretrained(path), config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([part for part in model.parameters() if part.requires_grad], lr=0.1)
+    model(ids).logits.square().mean().backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("lora" in name for name in changed)  # and not one byte of the embedding
+    expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(hf.AutoModelForMaskedLM.from_pretrained(path), tmp_path / "adapter")
+    assert torch.allclose(again.eval()(ids).logits, expected, atol=1e-6)
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = hf.AutoModelForMaskedLM.from_pretrained(tmp_path / "merged")
+    assert isinstance(merged.get_input_embeddings(), CompressedTable)
+    assert torch.allclose(merged.eval()(ids).logits, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", CODED)
