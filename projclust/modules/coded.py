@@ -433,30 +433,20 @@ class CodedLMHead(CodedTable):
             blocks, first_row, first_byte = [], 0, 0
             for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
                 group = number * self.shape.decoders // self.shape.classes
-                block = _Block(
-                    number,
-                    first_row,
-                    min(count, _BLOCK_ROWS),
-                    first_byte,
-                    layout.row_bytes,
-                    (layout.coded + group * self.shape.rank).to(device),
-                    layout.coded.to(device),
-                    layout.byte.to(device),
-                    layout.shift.int().unsqueeze(1).to(device),
-                    (layout.table.int() * STATES).unsqueeze(1).to(device),
-                )
+                inner = (layout.coded + group * self.shape.rank).to(device)
+                coded, byte = layout.coded.to(device), layout.byte.to(device)
+                shift = layout.shift.int().unsqueeze(1).to(device)
+                entry = (layout.table.int() * STATES).unsqueeze(1).to(device)
                 for start in range(0, count, _BLOCK_ROWS):
-                    blocks.append(
-                        block._replace(
-                            first_row=first_row + start,
-                            rows=min(_BLOCK_ROWS, count - start),
-                            first_byte=first_byte + start * layout.row_bytes,
-                        )
-                    )
+                    block_rows, first = min(_BLOCK_ROWS, count - start), first_byte + start * layout.row_bytes
+                    where = number, first_row + start, block_rows, first, layout.row_bytes
+                    blocks.append(_Block(*where, inner, coded, byte, shift, entry))
                 first_row, first_byte = first_row + count, first_byte + count * layout.row_bytes
             values = addresses.windows.values.to(device)
-            self._head_order = _HeadOrder(position.to(device), rows.to(device), blocks, values, addresses.starts)
-        return self._head_order
+            order = _HeadOrder(position.to(device), rows.to(device), blocks, values, addresses.starts)
+            if not in_compiler():  # an exported program changes no module
+                self._head_order = order
+        return order
 
 
 class _Block(NamedTuple):
