@@ -1,8 +1,10 @@
 """Coding a table, and a model with a coded table: seconds, bytes, and ratios to the dense model in the same run.
 
     python scripts/bench_codes.py [MODEL_FOLDER] [--bits 0.5]
+    python scripts/bench_codes.py --table FOLDER [--bits 0.5]
 
-Always measures MiniLM (extra `demo`); with a folder, that model too. Rounds alternate dense and coded. Other load on
+Always measures MiniLM (extra `demo`); with a folder, that model too. With `--table`, only the time and memory of coding
+a table by itself, such as that of large_table.py; on Linux. Rounds alternate dense and coded. Other load on
 the machine disturbs the ratio of the minimums less than that of the medians. Rows are weighed by English word
 frequencies, so that the classes are those of `projclust compress --bits`.
 """
@@ -18,16 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from bench_lookup import DEVICE, forward, print_row, tokens, training_step
+from bench_solver import read_table
 from minilm_forms import minilm_folder
+from process_memory import extra_memory
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from projclust import CodedEmbedding, CodedLMHead, unfreeze
+from projclust.coding.fit import fit_coded
 from projclust.hf.compress import compress_embedding
 from projclust.hf.config import ProjClustConfig
 from projclust.hf.metric import model_metric
-from projclust.weights import word_weights
+from projclust.weights import row_weights, word_weights
 
 
 def timed(what: str, started: float) -> None:
@@ -116,15 +121,32 @@ def print_model(folder: Path, bits: float) -> None:
     print_row("training step, 32 x 128", training_step(classifier, ids), training_step(coded_classifier, ids))
 
 
+def print_table(folder: Path, bits: float) -> None:
+    table = read_table(folder)
+    n, d = table.shape
+    weight = row_weights(1 / torch.arange(1, n + 1, dtype=torch.float64))  # by rank, as Zipf's law has it
+    started = time.perf_counter()
+    extra = extra_memory(lambda: fit_coded(table.to(DEVICE), int(bits * table.numel() / 8), weight))
+    seconds = time.perf_counter() - started
+    print(
+        f"{n:,} x {d}, {bits:g} bits a weight: {seconds:.1f} s, {extra / 1e6:.0f} MB beside the mapped table of "
+        f"{table.nbytes / 1e6:.0f} MB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="another model's folder, such as MPNet's")
     parser.add_argument("--bits", type=float, default=0.5)
+    parser.add_argument("--table", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     hardware = torch.cuda.get_device_name() if DEVICE == "cuda" else torch.backends.cpu.get_cpu_capability()
     print(f"{DEVICE} ({hardware}), {torch.get_num_threads()} threads, torch {torch.__version__}, float32")
     torch.manual_seed(0)
+    if arguments.table is not None:
+        print_table(arguments.table, arguments.bits)
+        return
     for folder in [minilm_folder(), *([arguments.folder] if arguments.folder else [])]:
         print_model(folder, arguments.bits)
 

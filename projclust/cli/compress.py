@@ -65,7 +65,8 @@ def compress(
     k: Annotated[int | None, typer.Option("-k", "--k", help="Number of subspaces (5; 1 with --method svd).")] = None,
     j: Annotated[int | None, typer.Option("-j", "--j", help="Dimension of the subspaces.")] = None,
     ratio: Annotated[
-        float | None, typer.Option(help="Instead of --j: fraction of the parameters to take off, 0.4 for 40%.")
+        float | None,
+        typer.Option(help="Instead of --j: fraction of the parameters (codes auto: bytes) to take off, 0.4 for 40%."),
     ] = None,
     bits: Bits = None,
     size: Annotated[

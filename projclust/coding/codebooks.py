@@ -6,7 +6,8 @@ with its own (the state), by a table of 256 values: one look, no recursion, any 
 The trellis codes are bitshift trellises (Mao and Gray, "Stationary and trellis encoding for iid sources and
 simulation", 2010; Tseng et al., "QTIP", 2024, section 3): the next state is the last one shifted by the new bits, so
 few bits a coordinate still choose among 256 values. Their tables were trained on Gaussian samples by
-scripts/train_codebooks.py and come with the package. int4 and int8 look at their own bits only.
+scripts/train_codebooks.py and come with the package, as do the Lloyd-Max levels of the scalar codes, which look at
+their own bits only, as int4 and int8 do.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Kind:
     """One way to code a coordinate of unit variance.
 
     Attributes:
-        name: in codebooks.safetensors for the trellis codes.
+        name: of its table in codebooks.safetensors; integers have none.
         bits: new bits of a step.
         values: coordinates that a step decodes.
         distortion: mean squared error on Gaussian samples, measured by scripts/train_codebooks.py; of the integers,

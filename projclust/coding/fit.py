@@ -7,13 +7,13 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from projclust.clustering.estimator import as_table, as_weights
+from projclust.clustering.estimator import as_table
 from projclust.errors import ProjclustError
 
 from .codebooks import INT4, INT8, NONE, SCALAR, TRELLIS, largest_integer
 from .decode import unit_coordinates, windows_of
 from .encode import encode_rows
-from .moments import bands, default_classes, moments_of, row_blocks
+from .moments import bands, checked_metric, checked_weights, default_classes, moments_of, row_blocks
 from .plans import DECODER_BITS, Planner
 from .stored import (
     MOST_CLASSES,
@@ -91,15 +91,14 @@ def fit_coded(
     """
     table = as_table(table)
     n, d = table.shape
-    given = as_weights(sample_weight, n, torch.device("cpu"))
-    weight = torch.ones(n, dtype=torch.float64) if given is None else given
+    weight = checked_weights(sample_weight, n)
     count = default_classes(n) if classes is None else classes
     if not 1 <= count <= MOST_CLASSES:
         raise ProjclustError(f"coded tables have 1 to {MOST_CLASSES} classes, not {count}")
     if decoders is not None and not 1 <= decoders <= count:
         raise ProjclustError(f"{count} classes have 1 to {count} decoders, not {decoders}")
     ids = bands(table, weight, count)
-    metric = (torch.eye(d, dtype=torch.float64) if metric is None else _checked_metric(metric, d)).to(table.device)
+    metric = checked_metric(metric, d).to(table.device)
     plan = Planner(moments_of(table, ids, weight, metric, count), metric, _KINDS_OF[coder]).plan(budget, decoders)
     return encode_table(table, ids, plan.side, metric @ plan.inverses, DECODER_BITS, weight, progress)
 
@@ -149,13 +148,6 @@ def code_clusters(
     # Stored steps are rounded: up, lest they do not reach the largest coefficient.
     side = SideTables(kinds, steps * (kinds != NONE) * 2 ** (0.5 / STEPS_PER_OCTAVE), offsets, decoders)
     return encode_table(table, labels, side, solvers, 8, None, progress)
-
-
-def _checked_metric(metric: Tensor, d: int) -> Tensor:
-    metric = metric.double().cpu()
-    if metric.shape != (d, d) or not metric.isfinite().all() or int(torch.linalg.cholesky_ex(metric).info) != 0:
-        raise ProjclustError(f"the metric must be a symmetric positive definite matrix of shape ({d}, {d})")
-    return metric
 
 
 def encode_table(

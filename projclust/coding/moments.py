@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from projclust.clustering.estimator import as_weights
+from projclust.errors import ProjclustError
 
 from .stored import stored_means
 
@@ -13,6 +17,8 @@ _BLOCK_ROWS = 8192
 _MOST_BANDS, _ROWS_A_BAND = 16, 128
 # The rows of the first band, as a fraction of the table.
 _FIRST_BAND = 0.001
+# What a row weighs at least, as a fraction of the largest weight.
+_LEAST_WEIGHT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,36 @@ class Moments:
 def default_classes(n: int) -> int:
     """How many classes a table of n rows is worth."""
     return min(_MOST_BANDS, max(1, n // _ROWS_A_BAND))
+
+
+def checked_weights(sample_weight: Any, n: int) -> Tensor:
+    """(n,) float64 row weights on the CPU; ones by default.
+
+    What weighs nothing counts a little all the same: a class of such rows alone would have no mean and no spread, and
+    they would all be read as zeros.
+
+    Raises:
+        ProjclustError: they are negative, no numbers, all zero or of another shape.
+    """
+    given = as_weights(sample_weight, n, torch.device("cpu"))
+    if given is None:
+        return torch.ones(n, dtype=torch.float64)
+    return given.clamp(min=float(given.max()) * _LEAST_WEIGHT)
+
+
+def checked_metric(metric: Tensor | None, d: int) -> Tensor:
+    """(d, d) float64 on the CPU; the identity by default.
+
+    Raises:
+        ProjclustError: it is not symmetric positive definite.
+    """
+    if metric is None:
+        return torch.eye(d, dtype=torch.float64)
+    metric = metric.double().cpu()
+    wanted = metric.shape == (d, d) and bool(metric.isfinite().all()) and torch.allclose(metric, metric.mT)
+    if not wanted or int(torch.linalg.cholesky_ex(metric).info) != 0:
+        raise ProjclustError(f"the metric must be a symmetric positive definite matrix of shape ({d}, {d})")
+    return metric
 
 
 def bands(table: Tensor, weight: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from projclust.clustering import Method, ProjectiveClustering
-from projclust.clustering.estimator import Progress
+from projclust.clustering.estimator import Progress, as_weights
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
 from projclust.coding.fit import CodedMatrix, code_clusters, fit_coded
@@ -105,12 +105,17 @@ def compress_model(
     if codes == AUTO:
         if j is not None:
             raise ProjclustError("codes auto choose the ranks: give bits or ratio instead of j")
+        if affine or ranks != Ranks.EQUAL.value or loss != Loss.L2.value:
+            raise ProjclustError(
+                "codes auto choose means and ranks themselves, by squared errors: drop affine, ranks and loss"
+            )
         bits = 8 * embedding.weight.element_size() * (1 - ratio) if ratio is not None else bits
         config = ProjClustConfig(codes=AUTO, method=method, seed=seed, bits=bits, metric=metric)
     else:
         if ratio is not None:
             j = rank_for_ratio(ratio, n, d, k, affine)
         if bits is not None:
+            check_target_ranks(codes, ranks)
             own = str(embedding.weight.dtype).removeprefix("torch.")
             j = rank_for_bytes(bytes_for_bits(bits, n, d), n, d, k, codes or own, affine)
         assert j is not None
@@ -156,7 +161,7 @@ def compress_embedding(
     if table.is_meta:
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
     n, d = table.shape
-    weights = None if sample_weight is None else torch.as_tensor(sample_weight, dtype=torch.float64)
+    weights = as_weights(sample_weight, n, torch.device("cpu"))
     dtype = stored_dtype(config.codes, table.dtype)
     clustering, coded = None, None
     if config.codes == AUTO:
@@ -205,6 +210,16 @@ def compress_embedding(
 def bytes_for_bits(bits: float, n: int, d: int) -> int:
     """The bytes that so many bits for each entry of an n x d table allow."""
     return int(bits * n * d / 8 + 1e-6)
+
+
+def check_target_ranks(codes: str | None, ranks: str) -> None:
+    """Refuse a target of bytes for integer codes of unequal ranks, which are stored as wide as the largest.
+
+    Raises:
+        ProjclustError: they were asked for.
+    """
+    if codes in INTEGER_CODES and ranks == Ranks.ADAPTIVE.value:
+        raise ProjclustError(f"a size for codes {codes} needs equal ranks: give a rank for unequal ones")
 
 
 def check_auto(config: ProjClustConfig) -> None:

@@ -26,6 +26,8 @@ _EXPONENT, _EXPONENT_WITH_LOGITS = 1 / 4, 1 / 2
 # No direction is free. 0.01 to 0.1 make no difference that stands out of the noise of other seeds, 0.001 of a cosine.
 _RIDGE = 0.03
 
+_NONE = "The metric none does without."
+
 
 def model_metric(
     model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0, progress: Progress | None = None
@@ -42,7 +44,8 @@ def model_metric(
         M (d, d) float64 on the CPU, symmetric positive definite; M^4, or where logits count M^2, has trace 1.03 d.
 
     Raises:
-        ProjclustError: the model has no token embedding that can be compressed, or its gradients are not finite.
+        ProjclustError: the model has no token embedding that can be compressed, it takes more than
+            tokens, or its gradients are not finite.
     """
     gradients, states = sensitivities(model, frequencies, seed, progress)
     if states is None:
@@ -99,9 +102,13 @@ def sensitivities(
             ids = ids.view(_BATCH, length)
             for column, token in ends.items():
                 ids[:, column] = token
-            hidden = _last_hidden(model, ids.to(table.device), given)
-            direction = torch.randn(hidden.shape, generator=generator).to(hidden)
-            found = torch.autograd.grad(hidden, looked_up, direction)
+            try:
+                hidden = _last_hidden(model, ids.to(table.device), given)
+                direction = torch.randn(hidden.shape, generator=generator).to(hidden)
+                found = torch.autograd.grad(hidden, looked_up, direction)
+            except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # it takes more than tokens, say
+                reason = " ".join(str(error).split())
+                raise ProjclustError(f"what the model notices cannot be measured: {reason}. {_NONE}") from error
             gradients += sum(_second_moment(gradient) for gradient in found)
             if tied:
                 states += _second_moment(hidden.detach())
@@ -119,7 +126,9 @@ def _second_moment(vectors: Tensor) -> Tensor:
 def _of_trace_d(moment: Tensor) -> Tensor:
     trace = float(moment.trace())
     if not 0 < trace < math.inf:
-        raise ProjclustError("what the model notices cannot be measured: its gradients are zero or not finite")
+        raise ProjclustError(
+            "what the model notices cannot be measured: its gradients are zero or not finite. " + _NONE
+        )
     return moment * (len(moment) / trace)
 
 
@@ -130,6 +139,8 @@ def _probabilities(model: PreTrainedModel, frequencies: Tensor | None, n: int) -
     if padding is not None and 0 <= padding < n:
         # Some models count positions from the paddings they see.
         frequencies[padding] = 0
+    if not frequencies.any():  # nothing but the padding was counted
+        frequencies += 1
     return [frequencies, frequencies.sqrt()]
 
 
@@ -212,8 +223,11 @@ def _without_logits(head: nn.Module, n: int) -> Iterator[list[Tensor]]:
         given.append(hidden)
         return hidden.new_zeros(1).expand(*hidden.shape[:-1], n)
 
+    own = vars(head).get("forward")  # accelerate's hooks put one there
     head.forward = forward
     try:
         yield given
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own

@@ -129,6 +129,8 @@ def chosen_weights(
         ProjclustError: `read_weights`'s, of weights that the user named.
     """
     name = default_weights(codes) if weights is None else weights
+    if name == UNIFORM and exponent is not None:
+        raise ProjclustError("uniform weights have no exponent: drop --weights-exponent, or name other --weights")
     if name != UNIFORM:
         stage(f"weighing rows by {name}")
     try:

@@ -19,6 +19,7 @@ from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
 from projclust.coding.baselines import Baseline, baseline_table
 from projclust.coding.fit import Progress as RowProgress
+from projclust.coding.predict import check_budget
 from projclust.coding.stored import MOST_CLASSES
 from projclust.errors import ProjclustError
 from projclust.hf.card import compressed_card
@@ -31,7 +32,7 @@ from projclust.hf.checkpoint import (
     save_checkpoint,
     stored_tensors,
 )
-from projclust.hf.compress import Compression, bytes_for_bits, compress_embedding
+from projclust.hf.compress import Compression, bytes_for_bits, check_target_ranks, compress_embedding
 from projclust.hf.config import AUTO, INTEGER_CODES, Metric, ProjClustConfig, check_fit, stored_dtype
 from projclust.hf.folder import check_space, check_target, new_folder, write_options
 from projclust.hf.headers import StoredTensor
@@ -229,9 +230,10 @@ def _settled(options: CompressOptions) -> CompressOptions:
 def _check_auto(options: CompressOptions) -> None:
     """Refuse what codes "auto" choose themselves."""
     default = CompressOptions(options.model)
-    for name in ("k", "j", "method", "ranks", "loss", "affine"):
+    for name in ("k", "j", "method", "ranks", "loss", "affine", "restarts", "max_iter", "tol"):
         if getattr(options, name) != getattr(default, name):
-            raise ProjclustError(f"--codes auto chooses ranks and codes itself: drop --{name}, or name other --codes")
+            flag = name.replace("_", "-")
+            raise ProjclustError(f"--codes auto chooses ranks and codes itself: drop --{flag}, or name other --codes")
 
 
 def _config(options: CompressOptions, table: Tensor) -> ProjClustConfig:
@@ -252,10 +254,12 @@ def _config(options: CompressOptions, table: Tensor) -> ProjClustConfig:
             budget = int((1 - options.ratio) * table.numel() * table.element_size())
         assert budget is not None
         bits = 8 * budget / (n * d)
+        check_budget(budget, n, d)
         return ProjClustConfig(codes=AUTO, seed=options.seed, bits=bits, metric=options.metric, **more)
     if k > n:
         raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
     if budget is not None:
+        check_target_ranks(codes, options.ranks)
         j = rank_for_bytes(budget, n, d, k, codes or _dtype_name(table.dtype), options.affine)
     elif options.ratio is not None:
         j = rank_for_ratio(options.ratio, n, d, k, options.affine)
@@ -305,7 +309,7 @@ def _plan(
     if k is None or j is None:
         parameters, bytes_stored = None, bytes_for_bits(config.bits or 0, n, d)
     else:
-        parameters, bytes_stored = parameter_count(n, d, k, j, config.affine), 0
+        parameters = parameter_count(n, d, k, j, config.affine)
         bytes_stored = stored_bytes(n, d, k, j, codes, config.affine)
     return {
         "model": options.model,

@@ -1,4 +1,4 @@
-"""The job behind `projclust inspect`: what a checkpoint holds, from its headers alone."""
+"""The job behind `projclust inspect`: what a checkpoint holds, from its headers, and of coded tables the class ids."""
 
 import math
 from operator import mul

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from projclust.coding.predict import least_bytes
+from projclust.coding.predict import check_budget, least_bytes
 from projclust.errors import ProjclustError
 from projclust.hf.checkpoint import (
     embedding_tensors,
@@ -73,6 +73,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     """
     hooks = hooks or Hooks()
     started = time.perf_counter()
+    named_metric = options.metric
     if options.metric is None:
         # It is for the outputs, which only a probe shows; of the table alone it makes more of an error.
         options = replace(options, metric=(Metric.MODEL if options.probe else Metric.NONE).value)
@@ -126,7 +127,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
         "seed": options.seed,
         "probe": options.probe,
         "rows": rows,
-        "pick": _pick(rows, options, weights, sizes, n, d),
+        "pick": _pick(rows, options, weights, named_metric, sizes, n, d),
         "notes": notes,
         "total_seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),
@@ -159,25 +160,26 @@ def _sizes(options: PlanOptions, n: int, d: int) -> list[int]:
     """Bytes to look at, falling.
 
     Raises:
-        ProjclustError: the smallest of those that were asked for holds no table.
+        ProjclustError: one of those that were asked for is too small for a table, or larger than one.
     """
     sizes = {bytes_for_bits(bits, n, d) for bits in options.bits}
-    least = least_bytes(n, d)
     asked = [] if options.bits == DEFAULT_BITS else sorted(sizes)
     if options.size is not None:
         sizes.add(parse_size(options.size))
         asked.append(parse_size(options.size))
     for size in asked:
-        if size < least:
-            bits = 8 * least / (n * d)
-            raise ProjclustError(
-                f"{size:,} bytes are too few: at least {least:,} ({bits:.3f} bits a weight) are needed"
-            )
-    return sorted((size for size in sizes if size >= least), reverse=True)
+        check_budget(size, n, d)
+    return sorted((size for size in sizes if size >= least_bytes(n, d)), reverse=True)
 
 
 def _pick(
-    rows: list[dict[str, Any]], options: PlanOptions, weights: str, sizes: list[int], n: int, d: int
+    rows: list[dict[str, Any]],
+    options: PlanOptions,
+    weights: str,
+    metric: str | None,
+    sizes: list[int],
+    n: int,
+    d: int,
 ) -> dict[str, Any] | None:
     """The command for the size that was asked for, or else for the smallest that is still good."""
     ours = [row for row in rows if row["recipe"] == AUTO]
@@ -188,7 +190,7 @@ def _pick(
     if options.size is not None:
         asked, target = ["--size", options.size], parse_size(options.size)
     elif len(options.bits) == 1:
-        asked, target = ["--bits", f"{options.bits[0]:g}"], bytes_for_bits(options.bits[0], n, d)
+        asked, target = ["--bits", _number(options.bits[0])], bytes_for_bits(options.bits[0], n, d)
     if target is not None:
         row, rule = next(row for row in ours if row["bytes"] <= target), "the size that was asked for"
     else:
@@ -202,11 +204,18 @@ def _pick(
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
         budget = sizes[ours.index(row)]
         bits = next(bits for bits in options.bits if bytes_for_bits(bits, n, d) == budget)
-        asked = ["--bits", f"{bits:g}"]
+        asked = ["--bits", _number(bits)]
     more = [] if options.weights is None and weights != UNIFORM else ["--weights", weights]
-    more += [] if options.weights_exponent is None else ["--weights-exponent", f"{options.weights_exponent:g}"]
+    more += [] if options.weights_exponent is None else ["--weights-exponent", _number(options.weights_exponent)]
+    more += [] if metric is None else ["--metric", metric]
     more += [] if options.seed == 0 else ["--seed", str(options.seed)]
     more += [] if options.revision is None else ["--revision", options.revision]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
     command = shlex.join(["projclust", "compress", model, *asked, *more])
     return {"command": command, "rule": rule, "bytes": row["bytes"], "bits_per_weight": row["bits_per_weight"]}
+
+
+def _number(value: float) -> str:
+    """As short as `projclust compress` reads the same number from."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)

@@ -57,8 +57,8 @@ class CodedTable(CompressedTable):
 
     A row belongs to a class, which says how many bits each of its coordinates has; what is decoded from them is
     multiplied by the coordinate's deviation in that class. In memory lie the bytes of the file, as uint8 buffers of the
-    primary table (see docs/format.md): half() and to(dtype) change the dtype of what is decoded and no byte. Secondary
-    tables (a tied head) hold nothing and read the primary.
+    primary table (see docs/format.md): half() and to(dtype) change the dtype of what is decoded and, while nothing of
+    it is trained, no byte. Secondary tables (a tied head) hold nothing and read the primary.
 
     The buffer of codes is called `weight` on purpose: software that does not know the format stops at its shape instead
     of going on with a random table.
@@ -300,13 +300,18 @@ class CodedTable(CompressedTable):
             destination |= {prefix + name: values for name, values in self._latent_bytes().items()}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        trained = not self.is_frozen
+        trained = {name: getattr(self, name) for name in _LATENT}
         for name in _LATENT:  # they are no part of what is stored
             setattr(self, name, None)
         super()._load_from_state_dict(*args, **kwargs)
         self._forget()
-        if trained:
+        if trained["latent_decoders"] is not None:
             self.unfreeze()
+            for name, parameter in trained.items():
+                if parameter is not None:  # the same ones, which an optimizer may hold
+                    with torch.no_grad():
+                        parameter.copy_(getattr(self, name))
+                    setattr(self, name, parameter)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CodedTable":
         super()._apply(fn, recurse)
@@ -548,8 +553,9 @@ class _CodedLogits(torch.autograd.Function):
         inner, deviations, codes = ctx.saved_tensors
         order: _HeadOrder = ctx.order
         wants_inner, wants_shift, wants_deviations = ctx.needs_input_grad[:3]
-        to_inner = torch.zeros_like(inner)
-        to_shift = inner.new_zeros(len(inner), len(deviations))
+        # Sums over all blocks, of what may be in half precision.
+        to_inner = torch.zeros_like(inner, dtype=torch.float32)
+        to_shift = to_inner.new_zeros(len(inner), len(deviations))
         to_deviations = torch.zeros_like(deviations)
         grouped = gradient.index_select(1, order.rows)
         for block in order.blocks:
@@ -557,15 +563,15 @@ class _CodedLogits(torch.autograd.Function):
             unit = block.unit_coordinates(codes, order.values)
             own = deviations[block.number, block.coded].unsqueeze(1)
             if wants_inner:
-                to_inner.index_add_(1, block.inner, part @ (unit * own).t().to(part.dtype))
+                to_inner.index_add_(1, block.inner, (part @ (unit * own).t().to(part.dtype)).float())
             if wants_shift:
-                to_shift[:, block.number] += part.sum(1)
+                to_shift[:, block.number] += part.sum(1, dtype=torch.float32)
             if wants_deviations:
                 found = inner.index_select(1, block.inner).t() @ part  # (m, rows)
                 to_deviations[block.number].index_add_(0, block.coded, (found.float() * unit).sum(1))
         return (
-            to_inner if wants_inner else None,
-            to_shift if wants_shift else None,
+            to_inner.to(inner.dtype) if wants_inner else None,
+            to_shift.to(inner.dtype) if wants_shift else None,
             to_deviations if wants_deviations else None,
             None,
             None,

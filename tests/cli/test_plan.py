@@ -136,6 +136,8 @@ def test_picks_and_the_human_table(cli: Cli, tiny_folder: Path) -> None:
     sized = pick("--size", "1KB")
     assert sized["command"] == f"{command} --size 1KB --weights uniform"
     assert sized["bytes"] <= 1000
+    assert pick("--bits", 5, "--metric", "none")["command"] == f"{command} --bits 5 --weights uniform --metric none"
+    assert pick("--bits", 5.1234567)["command"] == f"{command} --bits 5.1234567 --weights uniform"
     # The smallest that is good; where none is, the largest.
     good = pick("--bits", "8,6,2.5")
     assert good["rule"] == "the smallest with a weighted error of at most 0.25"

@@ -69,6 +69,13 @@ def test_row_weights_say_whose_error_counts(table: Tensor) -> None:
     assert same_bytes(scaled.stored, fit_coded(table, 6000, torch.where(first, 50.0, 1.0)).stored)
 
 
+def test_rows_that_weigh_nothing_are_not_read_as_zeros(table: Tensor) -> None:
+    weights = (torch.arange(len(table)) < len(table) // 3).double()
+    found = rebuilt(fit_coded(table, table.numel(), weights))
+    assert relative_error(table[weights == 0], found[weights == 0]) < 0.3
+    assert relative_error(table[weights == 1], found[weights == 1]) < 0.001
+
+
 def test_rows_are_classed_by_weight_and_heavy_ones_get_longer_codes(table: Tensor) -> None:
     weights = falling_weights(1000)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
     coded = fit_coded(table[:1000], 6000, weights, classes=5)
@@ -211,6 +218,7 @@ def test_progress_counts_the_rows() -> None:
         ({"metric": torch.eye(5)}, r"positive definite matrix of shape \(6, 6\)"),
         ({"metric": torch.zeros(6, 6)}, "positive definite"),
         ({"metric": torch.full((6, 6), torch.nan)}, "positive definite"),
+        ({"metric": torch.eye(6) + torch.eye(6).roll(1, 0).triu()}, "symmetric"),
         ({"classes": 0}, "have 1 to 256 classes, not 0"),
         ({"classes": 257}, "have 1 to 256 classes, not 257"),
         ({"classes": 4, "decoders": 5}, "4 classes have 1 to 4 decoders, not 5"),

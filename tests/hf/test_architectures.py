@@ -394,6 +394,12 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
         ({"bits": 6.0, "method": "svd"}, "codes auto are of method projective, not svd"),
         ({"bits": 6.0, "metric": "magic"}, "metric must be one of none, model"),
         ({"bits": 6.0, "metric": "none", "sample_weight": [1.0]}, r"shape \(120,\)"),
+        ({"bits": 6.0, "sample_weight": torch.ones(200)}, r"shape \(120,\)"),
+        ({"bits": 6.0, "sample_weight": -torch.ones(120)}, "not negative"),
+        ({"bits": 6.0, "sample_weight": torch.zeros(120)}, "positive, finite sum"),
+        ({"bits": 6.0, "affine": True}, "drop affine"),
+        ({"bits": 6.0, "loss": "l1"}, "drop affine"),
+        ({"bits": 6.0, "k": 3, "codes": "int8", "ranks": "adaptive"}, "needs equal ranks"),
         ({"k": 3, "bits": 0.1, "codes": "int8"}, "too few"),
     ],
 )

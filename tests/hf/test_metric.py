@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, WIDTH, logits, tiny_model
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -116,6 +117,10 @@ def test_the_seed_decides() -> None:
 def test_the_model_comes_out_unchanged(name: str, fails: bool) -> None:
     model = tiny_model(name)
     expected = logits(model, name)
+    head = model.get_output_embeddings()
+    if head is not None:
+        add_hook_to_module(head, ModelHook())
+    hooked = dict(vars(head)) if head is not None else {}
     model.train()
     parts = list(model.modules())
     parts[-1].eval()
@@ -140,6 +145,7 @@ def test_the_model_comes_out_unchanged(name: str, fails: bool) -> None:
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(tensor, tensors[key]) for key, tensor in model.state_dict().items())
     assert not any(part._forward_hooks for part in parts)
+    assert head is None or vars(head).get("forward") is hooked["forward"]
     # An output layer that still gave no logits would show here.
     assert torch.equal(logits(model.eval(), name), expected)
 
@@ -186,6 +192,20 @@ def test_a_model_without_an_answer_is_refused(value: float) -> None:
         model.matrix.fill_(value)
     with pytest.raises(ProjclustError, match="zero or not finite"):
         model_metric(model)
+
+
+def test_a_model_that_takes_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert")
+    monkeypatch.setattr(type(model.base_model), "forward", lambda self, input_ids, pixels: None)
+    with pytest.raises(ProjclustError, match="cannot be measured: .*pixels.* The metric none does without"):
+        model_metric(model)
+
+
+def test_counts_of_the_padding_alone_are_none() -> None:
+    model = tiny_model("bert")
+    counts = torch.zeros(model.get_input_embeddings().num_embeddings)
+    counts[model.config.pad_token_id] = 3
+    assert torch.equal(model_metric(model, counts), model_metric(model))
 
 
 def test_a_compressed_model_is_refused() -> None:

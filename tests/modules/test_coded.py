@@ -288,6 +288,20 @@ def test_gradients_in_half_precision(auto: CodedMatrix) -> None:
         assert (one - other).norm() < 0.05 * other.norm()
 
 
+def test_sums_over_many_rows_in_half_precision_stay_exact() -> None:
+    n = 60_000
+    matrix = fit_coded(gaussian(n, 16), 3 * n)
+    head, hidden, weight = head_of(embedding_of(matrix), False), gaussian(4, 16, seed=1), gaussian(4, n, seed=2)
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        given = hidden.to(dtype, copy=True).requires_grad_()
+        (head.to(dtype)(given) * weight.to(dtype)).sum().backward()
+        assert given.grad is not None
+        found.append(given.grad.double())
+    exact, half = found
+    assert (exact - half).norm() < 0.006 * exact.norm()  # 0.012 where blocks of rows are summed in bfloat16
+
+
 def test_only_what_is_unfrozen_learns_and_codes_never_do(auto: CodedMatrix) -> None:
     embedding = embedding_of(auto)
     assert embedding.is_frozen
@@ -363,8 +377,13 @@ def test_loading_into_a_table_that_is_trained_refreshes_what_is_trained(auto: Co
     embedding, other = embedding_of(auto), embedding_of(auto)
     trained(other)
     embedding.unfreeze()
+    parameters = list(embedding.parameters())
+    parameters[0].requires_grad_(False)
     embedding.load_state_dict(other.state_dict())
-    assert not embedding.is_frozen
+    # The same ones: an optimizer may hold them.
+    assert all(one is other for one, other in zip(parameters, embedding.parameters(), strict=True))
+    assert [parameter.requires_grad for parameter in parameters] == [False, True, True]
+    embedding.requires_grad_(True)
     assert torch.equal(embedding.dense_weight(), other.dense_weight())
     embedding(torch.arange(N)).sum().backward()
     assert all(parameter.grad is not None for parameter in embedding.parameters())
