@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from matplotlib import pyplot
+from matplotlib.ticker import NullFormatter
 
 from projclust.report.plots import BLUE, GREY, ORANGE
 from projclust.report.results import read_results
@@ -75,22 +76,31 @@ def plot(summary: Summary, path: Path) -> None:
     colours = {"projclust, codes auto": BLUE, "k subspaces": ORANGE}
     markers = iter("s^vDP*X<>h")
     styles: dict[str, tuple[str, str]] = {}
+    most = 0.0
     for panel, stage in zip(grid[0], measured, strict=True):
-        lines: dict[str, list[tuple[float, float]]] = {}
+        lines: dict[str, list[tuple[float, float, float]]] = {}
         for variant in summary.variants:
             score = average.scores.get(variant.label, {}).get(stage)
             if score is not None and score.drop is not None:
-                lines.setdefault(series(variant), []).append((variant.bytes_stored / 1e6, score.drop.mean))
+                point = variant.bytes_stored / 1e6, score.drop.mean, score.drop.standard_error or 0.0
+                lines.setdefault(series(variant), []).append(point)
         for name, points in lines.items():
             if name not in styles:
                 styles[name] = (colours.get(name, GREY), "o" if name in colours else next(markers))
             colour, marker = styles[name]
-            panel.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, label=name, linewidth=1.2)
+            sizes, drops, errors = zip(*sorted(points), strict=True)
+            look = {"color": colour, "marker": marker, "linewidth": 1.2, "elinewidth": 0.8}
+            panel.errorbar(sizes, drops, errors if any(errors) else None, label=name, **look)
+            most = max(most, *map(abs, drops))
         panel.axhline(0, color="black", linewidth=0.6)
         panel.set(title=titles[stage], xlabel="stored bytes of the embedding (MB)", xscale="log")
         panel.grid(alpha=0.3)
-    # Losses of many points are not worth the room of tenths.
-    grid[0][0].set_yscale("symlog", linthresh=1)
+        panel.xaxis.set_major_formatter("{x:g}")
+        low, high = panel.get_xlim()
+        panel.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    if most > 2:  # losses of many points are not worth the room of tenths
+        grid[0][0].set_yscale("symlog", linthresh=1)
+        grid[0][0].yaxis.set_major_formatter("{x:g}")
     grid[0][0].set_ylabel(f"points lost, mean of {len(average.tasks)} tasks")
     grid[0][-1].legend(fontsize=8)
     figure.savefig(path, dpi=120, metadata={"Software": None})
