@@ -134,13 +134,14 @@ def _of_trace_d(moment: Tensor) -> Tensor:
 
 def _probabilities(model: PreTrainedModel, frequencies: Tensor | None, n: int) -> list[Tensor]:
     """(n,) twice: of the tokens of the first half of the sequences, and of the second."""
-    frequencies = torch.ones(n) if frequencies is None else frequencies.detach().float().cpu().clone()
+    allowed = torch.ones(n)
     padding = _number(getattr(model.config.get_text_config(), "pad_token_id", None))
     if padding is not None and 0 <= padding < n:
         # Some models count positions from the paddings they see.
-        frequencies[padding] = 0
+        allowed[padding] = 0
+    frequencies = allowed if frequencies is None else frequencies.detach().float().cpu() * allowed
     if not frequencies.any():  # nothing but the padding was counted
-        frequencies += 1
+        frequencies = allowed
     return [frequencies, frequencies.sqrt()]
 
 

@@ -196,7 +196,7 @@ def test_a_model_without_an_answer_is_refused(value: float) -> None:
 
 def test_a_model_that_takes_more_than_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("bert")
-    monkeypatch.setattr(type(model.base_model), "forward", lambda self, input_ids, pixels: None)
+    monkeypatch.setattr(type(model.base_model), "forward", lambda self, input_ids, attention_mask, pixels: None)
     with pytest.raises(ProjclustError, match="cannot be measured: .*pixels.* The metric none does without"):
         model_metric(model)
 
