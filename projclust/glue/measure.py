@@ -28,11 +28,11 @@ from projclust.hf.checkpoint import (
     save_checkpoint,
     stored_tensors,
 )
-from projclust.hf.compress import bytes_for_bits, compress_embedding
+from projclust.hf.compress import compress_embedding
 from projclust.hf.config import AUTO, ProjClustConfig
 from projclust.hf.folder import check_space, new_folder
 from projclust.hf.swap import input_embedding
-from projclust.planning import compression_rate, parameter_count, stored_bytes
+from projclust.planning import bytes_for_bits, compression_rate, parameter_count, stored_bytes
 
 from .batches import EncodedRows, encode
 from .cells import Row, identity_hash

@@ -9,7 +9,7 @@ from projclust.clustering.robust import Loss
 from projclust.coding.baselines import Baseline, baseline_bits
 from projclust.errors import ProjclustError
 from projclust.hf.config import AUTO, CODES, Metric, check_fit
-from projclust.planning import parameter_count, rank_for_bytes, rank_for_ratio
+from projclust.planning import bytes_for_bits, parameter_count, rank_for_bytes, rank_for_ratio
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
 # What others do to a table, rebuilt and measured as it would be read; SVD has codes of ours.
@@ -151,6 +151,7 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         raise ProjclustError(f"the variant {spec}: svd is one subspace")
     k = 1 if name == Method.SVD.value else own.get("k", size.k)
     affine = own.get("affine", size.affine)
+    ranks, loss = own.get("ranks", Ranks.EQUAL.value), own.get("loss", Loss.L2.value)
     if not 1 <= k <= n:
         raise ProjclustError(f"the variant {spec} has k={k}, but the embedding has {n} rows")
     if "j" in own:
@@ -158,7 +159,7 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
     elif "ratio" in own:
         j = rank_for_ratio(own["ratio"], n, d, k, affine)
     elif bits is not None:
-        j = rank_for_bytes(int(bits * n * d / 8 + 1e-6), n, d, k, codes or "float32", affine)
+        j = rank_for_bytes(bytes_for_bits(bits, n, d), n, d, k, codes or "float32", affine, ranks)
     elif size.j is None:
         j = rank_for_ratio(size.ratio, n, d, k, affine)
     elif k == size.k:
@@ -169,7 +170,6 @@ def parse_variant(spec: str, size: Size, n: int, d: int) -> Variant:
         j = min(budget // (n + k * d), d - 1)
     if not 1 <= j < d:
         raise ProjclustError(f"the variant {spec}: the rank j={j} must be at least 1 and less than the width {d}")
-    ranks, loss = own.get("ranks", Ranks.EQUAL.value), own.get("loss", Loss.L2.value)
     try:
         check_fit(name, k, ranks, loss)
     except ProjclustError as error:

@@ -1,5 +1,6 @@
 """Compressing the embedding of a model that is in memory."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
 from operator import mul
@@ -19,7 +20,7 @@ from projclust.coding.fit import Progress as RowProgress
 from projclust.errors import ProjclustError
 from projclust.modules import CodedEmbedding, ProjectiveEmbedding
 from projclust.modules.lookup import EmbeddingLookup
-from projclust.planning import rank_for_bytes, rank_for_ratio
+from projclust.planning import bytes_for_bits, rank_for_bytes, rank_for_ratio
 
 from .config import AUTO, INTEGER_CODES, Metric, ProjClustConfig, stored_dtype
 from .metric import model_metric
@@ -34,6 +35,7 @@ class Compression:
     """What a compression did.
 
     Attributes:
+        config: as the checkpoint stores it.
         clustering: the fitted estimator; None for codes "auto", which need none.
         coded: the coded table; None for float codes.
         parameters: numbers that are stored: of the factors, or those that have codes.
@@ -41,6 +43,7 @@ class Compression:
         weighted_relative_error: the same with the row weights of the fit.
     """
 
+    config: ProjClustConfig
     clustering: ProjectiveClustering | None
     coded: CodedMatrix | None
     parameters: int
@@ -105,19 +108,16 @@ def compress_model(
     if codes == AUTO:
         if j is not None:
             raise ProjclustError("codes auto choose the ranks: give bits or ratio instead of j")
-        if affine or ranks != Ranks.EQUAL.value or loss != Loss.L2.value:
-            raise ProjclustError(
-                "codes auto choose means and ranks themselves, by squared errors: drop affine, ranks and loss"
-            )
         bits = 8 * embedding.weight.element_size() * (1 - ratio) if ratio is not None else bits
-        config = ProjClustConfig(codes=AUTO, method=method, seed=seed, bits=bits, metric=metric)
+        config = ProjClustConfig(
+            affine=affine, method=method, codes=AUTO, seed=seed, ranks=ranks, loss=loss, bits=bits, metric=metric
+        )
     else:
         if ratio is not None:
             j = rank_for_ratio(ratio, n, d, k, affine)
         if bits is not None:
-            check_target_ranks(codes, ranks)
             own = str(embedding.weight.dtype).removeprefix("torch.")
-            j = rank_for_bytes(bytes_for_bits(bits, n, d), n, d, k, codes or own, affine)
+            j = rank_for_bytes(bytes_for_bits(bits, n, d), n, d, k, codes or own, affine, ranks)
         assert j is not None
         config = ProjClustConfig(k, j, affine, method, codes, seed, restarts, max_iter, tol, ranks, loss)
     compress_embedding(model, config, sample_weight, device)
@@ -146,16 +146,18 @@ def compress_embedding(
     process_group: "dist.ProcessGroup | None" = None,
     encoding: RowProgress | None = None,
 ) -> Compression:
-    """Fit, swap and fill the embedding of `model` as `config` says; completes `config` with the table's shape.
+    """Fit, swap and fill the embedding of `model` as `config` says.
 
     With a process group all its processes, which have the same model, share the fit and get the same result.
 
     Args:
+        config: stays as it is; that of the model and of the result also has the table's shape.
         encoding: called while rows are coded, with how many are and of how many.
 
     Raises:
         ProjclustError: as `compress_model`.
     """
+    config = deepcopy(config)
     old = input_embedding(model)[1]
     table = old.weight.detach()
     if table.is_meta:
@@ -204,22 +206,7 @@ def compress_embedding(
     model.is_quantized = False
     model.config.quantization_config = config
     error, weighted_error = _relative_errors(table, embedding, weights)
-    return Compression(clustering, coded, parameters, error, weighted_error)
-
-
-def bytes_for_bits(bits: float, n: int, d: int) -> int:
-    """The bytes that so many bits for each entry of an n x d table allow."""
-    return int(bits * n * d / 8 + 1e-6)
-
-
-def check_target_ranks(codes: str | None, ranks: str) -> None:
-    """Refuse a target of bytes for integer codes of unequal ranks, which are stored as wide as the largest.
-
-    Raises:
-        ProjclustError: they were asked for.
-    """
-    if codes in INTEGER_CODES and ranks == Ranks.ADAPTIVE.value:
-        raise ProjclustError(f"a size for codes {codes} needs equal ranks: give a rank for unequal ones")
+    return Compression(config, clustering, coded, parameters, error, weighted_error)
 
 
 def check_auto(config: ProjClustConfig) -> None:
@@ -232,6 +219,8 @@ def check_auto(config: ProjClustConfig) -> None:
         raise ProjclustError("codes auto need a size: bits between 0 and 32 for each entry of the table")
     if config.method != Method.PROJECTIVE.value:
         raise ProjclustError(f"codes auto are of method projective, not {config.method}")
+    if config.affine or config.ranks != Ranks.EQUAL.value or config.loss != Loss.L2.value:
+        raise ProjclustError("codes auto choose means and ranks, by squared errors: drop affine, ranks and loss")
     if config.metric not in [metric.value for metric in Metric]:
         raise ProjclustError(f"metric must be one of {', '.join(metric.value for metric in Metric)}")
 

@@ -32,13 +32,20 @@ from projclust.hf.checkpoint import (
     save_checkpoint,
     stored_tensors,
 )
-from projclust.hf.compress import Compression, bytes_for_bits, check_target_ranks, compress_embedding
+from projclust.hf.compress import Compression, compress_embedding
 from projclust.hf.config import AUTO, INTEGER_CODES, Metric, ProjClustConfig, check_fit, stored_dtype
 from projclust.hf.folder import check_space, check_target, new_folder, write_options
 from projclust.hf.headers import StoredTensor
 from projclust.hf.hub import check_can_push, push_folder, repo_url
 from projclust.hf.swap import dense_parts, input_embedding
-from projclust.planning import parameter_count, parse_size, rank_for_bytes, rank_for_ratio, stored_bytes
+from projclust.planning import (
+    bytes_for_bits,
+    parameter_count,
+    parse_size,
+    rank_for_bytes,
+    rank_for_ratio,
+    stored_bytes,
+)
 from projclust.report.plots import plot_codes, plot_fit
 
 from .common import (
@@ -154,7 +161,7 @@ def _compress(options: CompressOptions, output: Path, hooks: Hooks, team: Proces
         model, config, sample_weight, team.device, hooks.step, team.group, encoding=hooks.rows
     )
     fit_seconds = time.perf_counter() - fit_started
-    report |= _fitted(compression, config, report["params_dense"], fit_seconds)
+    report |= _fitted(compression, report["params_dense"], fit_seconds)
     bits = 8 * compression.coded.shape.bytes / table.numel() if compression.coded is not None else None
     report["same_size_svd"] = _same_size_svd(report, svd_errors, table, sample_weight, bits)
     if not team.is_main:
@@ -259,8 +266,7 @@ def _config(options: CompressOptions, table: Tensor) -> ProjClustConfig:
     if k > n:
         raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
     if budget is not None:
-        check_target_ranks(codes, options.ranks)
-        j = rank_for_bytes(budget, n, d, k, codes or _dtype_name(table.dtype), options.affine)
+        j = rank_for_bytes(budget, n, d, k, codes or _dtype_name(table.dtype), options.affine, options.ranks)
     elif options.ratio is not None:
         j = rank_for_ratio(options.ratio, n, d, k, options.affine)
     else:
@@ -354,9 +360,9 @@ def _plan(
     }
 
 
-def _fitted(compression: Compression, config: ProjClustConfig, dense: int, seconds: float) -> dict[str, Any]:
+def _fitted(compression: Compression, dense: int, seconds: float) -> dict[str, Any]:
     """What the fit adds to the report."""
-    clustering, coded = compression.clustering, compression.coded
+    config, clustering, coded = compression.config, compression.clustering, compression.coded
     report: dict[str, Any] = {
         "k": config.n_clusters,
         "j": config.rank,

@@ -2,6 +2,7 @@
 
 import re
 
+from projclust.clustering.ranks import Ranks
 from projclust.coding.stored import CodedShape
 from projclust.errors import ProjclustError
 
@@ -43,12 +44,22 @@ def stored_bytes(n: int, d: int, k: int, j: int, codes: str, affine: bool = Fals
     return CodedShape(n, d, k, j, k, 8, affine, k * j, code_bytes).bytes
 
 
-def rank_for_bytes(budget: int, n: int, d: int, k: int, codes: str, affine: bool = False) -> int:
+def bytes_for_bits(bits: float, n: int, d: int) -> int:
+    """The bytes that so many bits for each entry of an n x d table allow."""
+    return int(bits * n * d / 8 + 1e-6)
+
+
+def rank_for_bytes(
+    budget: int, n: int, d: int, k: int, codes: str, affine: bool = False, ranks: str = Ranks.EQUAL.value
+) -> int:
     """The largest rank below d whose table takes at most `budget` bytes.
 
     Raises:
-        ProjclustError: not even rank 1 does.
+        ProjclustError: not even rank 1 does; or the ranks are not equal and the codes integers, which are stored as
+            wide as the largest rank, known only after the fit.
     """
+    if codes in _INTEGER_BITS and ranks != Ranks.EQUAL.value:
+        raise ProjclustError(f"a size for codes {codes} needs equal ranks: give a rank for unequal ones")
     fitting = [j for j in range(1, d) if stored_bytes(n, d, k, j, codes, affine) <= budget]
     if not fitting:
         least = stored_bytes(n, d, k, 1, codes, affine)

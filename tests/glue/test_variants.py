@@ -147,6 +147,7 @@ def test_baselines_have_a_size_of_their_own_or_take_one() -> None:
         ("projective:bits=64", "bits=64"),
         ("projective:bits=0.5:metric=l2", "metric=l2"),
         ("int4:bits=1", "one size, 4.5 bits"),
+        ("projective:bits=4:codes=int8:ranks=adaptive", "needs equal ranks"),
         ("pq", "needs a size"),
         ("pq:k=3", "no options but bits"),
     ],

@@ -23,7 +23,7 @@ from tiny_models import (
     uneven_model,
 )
 
-from projclust import ProjclustError, ProjectiveEmbedding, compress_model, unfreeze
+from projclust import ProjClustConfig, ProjclustError, ProjectiveEmbedding, compress_model, unfreeze
 from projclust.clustering.ranks import Ranks
 from projclust.clustering.robust import Loss
 from projclust.modules import CodedTable, CompressedTable, FactorizedTable
@@ -410,6 +410,24 @@ def test_a_refused_compression_leaves_the_model_as_it_was(options: dict[str, obj
         compress_model(model, **options)  # type: ignore[arg-type]
     assert torch.equal(logits(model, "bert"), out)
     assert type(model.get_input_embeddings()) is torch.nn.Embedding
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"codes": "auto", "bits": 6.0, "metric": "none"},
+        {"n_clusters": 3, "rank": 5, "codes": "int8", "ranks": "adaptive"},
+        {"n_clusters": 3, "rank": 5},
+    ],
+)
+def test_a_config_serves_any_number_of_models(options: dict[str, Any], tmp_path: Path) -> None:
+    uneven_model("bert").save_pretrained(tmp_path)
+    config = ProjClustConfig(**options)
+    before = config.to_dict()
+    first, second = (hf.BertForMaskedLM.from_pretrained(tmp_path, quantization_config=config) for _ in range(2))
+    assert config.to_dict() == before
+    assert first.config.quantization_config.to_dict() == second.config.quantization_config.to_dict() != before
+    assert all(torch.equal(tensor, second.state_dict()[name]) for name, tensor in first.state_dict().items())
 
 
 def test_nan_in_the_table_and_factors_beyond_float16_are_refused() -> None:
