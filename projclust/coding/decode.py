@@ -53,5 +53,5 @@ def unit_coordinates(codes: Tensor, windows: Windows, starts: Tensor, classes: T
 
 
 def entries(values: Tensor, places: Tensor) -> Tensor:
-    """``values[places]`` of a vector; on a CPU this is four times as fast."""
+    """``values[places]`` of a vector; on a CPU it takes a fraction of the time."""
     return values.index_select(0, places.flatten()).view(places.shape)

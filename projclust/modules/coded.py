@@ -554,7 +554,8 @@ class _CodedLogits(torch.autograd.Function):
         order: _HeadOrder = ctx.order
         wants_inner, wants_shift, wants_deviations = ctx.needs_input_grad[:3]
         # Sums over all blocks, of what may be in half precision.
-        to_inner = torch.zeros_like(inner, dtype=torch.float32)
+        exact = torch.promote_types(inner.dtype, torch.float32)
+        to_inner = torch.zeros_like(inner, dtype=exact)
         to_shift = to_inner.new_zeros(len(inner), len(deviations))
         to_deviations = torch.zeros_like(deviations)
         grouped = gradient.index_select(1, order.rows)
@@ -563,9 +564,9 @@ class _CodedLogits(torch.autograd.Function):
             unit = block.unit_coordinates(codes, order.values)
             own = deviations[block.number, block.coded].unsqueeze(1)
             if wants_inner:
-                to_inner.index_add_(1, block.inner, (part @ (unit * own).t().to(part.dtype)).float())
+                to_inner.index_add_(1, block.inner, (part @ (unit * own).t().to(part.dtype)).to(exact))
             if wants_shift:
-                to_shift[:, block.number] += part.sum(1, dtype=torch.float32)
+                to_shift[:, block.number] += part.sum(1, dtype=exact)
             if wants_deviations:
                 found = inner.index_select(1, block.inner).t() @ part  # (m, rows)
                 to_deviations[block.number].index_add_(0, block.coded, (found.float() * unit).sum(1))

@@ -38,12 +38,13 @@ steps = []
 train(model, tokenizer, rows, 8, 0, settings, accelerator, lambda *step: steps.append(step))
 trained = score(data.task, model, tokenizer, {"": rows}, accelerator)
 model = compressed()
+untrained = model.get_input_embeddings().dense_weight().detach()
 full = encode(load_task("demo", None, limit=6 * settings.batch_size).train, tokenizer, 32)
 train(model, tokenizer, full, 8, 0, settings, accelerator)
 weight = model.get_input_embeddings().dense_weight().detach()
 result = {
     "processes": accelerator.num_processes, "rows": before.shape[0], "logits": before.double().sum(0).tolist(),
-    "scores": scores, "steps": steps[-1], "trained": trained, "weight": float(weight.double().square().sum()),
+    "moved": float((weight - untrained).abs().max()), "scores": scores, "steps": steps[-1], "trained": trained, "weight": float(weight.double().square().sum()),
 }
 with open(f"{out}-{accelerator.process_index}.json", "w") as file:
     json.dump(result, file)
@@ -82,6 +83,7 @@ def test_two_processes_score_and_train_as_one_does(coded: bool, tiny_classifier:
     # Codes of random rows do not learn: what stands around them learns less.
     assert alone["trained"]["accuracy"] > (0.6 if coded else 0.9)
     assert first["trained"]["accuracy"] == pytest.approx(alone["trained"]["accuracy"], abs=0.05)
+    assert first["moved"] > 1e-3
     # Where every batch is full nothing differs but rounding.
     assert first["weight"] == pytest.approx(alone["weight"], rel=1e-3)
 

@@ -384,6 +384,7 @@ def test_loading_into_a_table_that_is_trained_refreshes_what_is_trained(auto: Co
     assert all(one is other for one, other in zip(parameters, embedding.parameters(), strict=True))
     assert [parameter.requires_grad for parameter in parameters] == [False, True, True]
     embedding.requires_grad_(True)
+    assert not embedding.is_frozen
     assert torch.equal(embedding.dense_weight(), other.dense_weight())
     embedding(torch.arange(N)).sum().backward()
     assert all(parameter.grad is not None for parameter in embedding.parameters())
