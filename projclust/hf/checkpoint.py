@@ -28,7 +28,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from projclust.errors import CheckpointError, ProjclustError
 
 from .headers import StoredTensor, read_headers
-from .quantizer import register
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -234,7 +233,6 @@ def load_checkpoint(folder: Path) -> Loaded:
         CheckpointError: it is damaged, foreign or newer than this projclust; one sentence says which.
         ProjclustError: transformers does not know the model.
     """
-    register()
     config = read_json(folder / CONFIG)
     files = weight_files(folder)
     read_headers(files)
@@ -278,7 +276,6 @@ def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
         CheckpointError: it is damaged, foreign or newer than this projclust.
         ProjclustError: transformers has no classifier for this kind of model.
     """
-    register()
     config = read_json(folder / CONFIG)
     read_headers(weight_files(folder))
     stored = config.get("id2label")

@@ -15,12 +15,11 @@ from projclust.hf.checkpoint import (
     local_folder,
     stored_tensors,
 )
-from projclust.hf.compress import bytes_for_bits
 from projclust.hf.config import AUTO, Metric
 from projclust.hf.folder import check_target, new_folder, write_options
 from projclust.hf.metric import model_metric
 from projclust.hf.swap import input_embedding
-from projclust.planning import parse_size
+from projclust.planning import bytes_for_bits, parse_size
 from projclust.report.plan_plot import plot_plan
 
 from .common import UNIFORM, check_weights, choose_device, chosen_weights, load_dense, versions, weights_exponent
@@ -73,10 +72,8 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     """
     hooks = hooks or Hooks()
     started = time.perf_counter()
-    named_metric = options.metric
-    if options.metric is None:
-        # It is for the outputs, which only a probe shows; of the table alone it makes more of an error.
-        options = replace(options, metric=(Metric.MODEL if options.probe else Metric.NONE).value)
+    # It is for the outputs, which only a probe shows; of the table alone it makes more of an error.
+    metric_name = options.metric or (Metric.MODEL if options.probe else Metric.NONE).value
     _check(options)
     if options.output is not None:
         check_target(Path(options.output), options.overwrite, local_folder(options.model))
@@ -91,7 +88,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     power = weights_exponent(weights, options.weights_exponent)
     frequencies = None if weight is None or power is None else weight ** (1 / power)
     metric = None
-    if options.metric == Metric.MODEL.value:
+    if metric_name == Metric.MODEL.value:
         hooks.stage("measuring which errors the model notices")
         metric = model_metric(model, frequencies, options.seed)
     notes: list[str] = []
@@ -123,11 +120,11 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
         "d": d,
         "bytes_dense": sum(t.bytes for t in embedding_tensors(stored_tensors(source), name).values()),
         "weights": weights.partition(":")[0],
-        "metric": options.metric,
+        "metric": metric_name,
         "seed": options.seed,
         "probe": options.probe,
         "rows": rows,
-        "pick": _pick(rows, options, weights, named_metric, sizes, n, d),
+        "pick": _pick(rows, options, weights, sizes, n, d),
         "notes": notes,
         "total_seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),
@@ -137,7 +134,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
         hooks.stage(f"writing {options.output}")
         with new_folder(Path(options.output), options.overwrite) as folder:
             plot_plan(folder / PLOT_FILE, result)
-            write_options(folder, replace(options, weights=weights))
+            write_options(folder, replace(options, weights=weights, metric=metric_name))
             (folder / PLAN_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
@@ -150,7 +147,7 @@ def _check(options: PlanOptions) -> None:
         raise ProjclustError("give --bits or --size: there is no size to look at")
     if options.size is not None:
         parse_size(options.size)
-    if options.metric not in [metric.value for metric in Metric]:
+    if options.metric not in [None, *(metric.value for metric in Metric)]:
         raise ProjclustError(f"--metric must be one of {', '.join(metric.value for metric in Metric)}")
     if options.weights is not None:
         check_weights(options.weights)
@@ -173,13 +170,7 @@ def _sizes(options: PlanOptions, n: int, d: int) -> list[int]:
 
 
 def _pick(
-    rows: list[dict[str, Any]],
-    options: PlanOptions,
-    weights: str,
-    metric: str | None,
-    sizes: list[int],
-    n: int,
-    d: int,
+    rows: list[dict[str, Any]], options: PlanOptions, weights: str, sizes: list[int], n: int, d: int
 ) -> dict[str, Any] | None:
     """The command for the size that was asked for, or else for the smallest that is still good."""
     ours = [row for row in rows if row["recipe"] == AUTO]
@@ -207,7 +198,7 @@ def _pick(
         asked = ["--bits", _number(bits)]
     more = [] if options.weights is None and weights != UNIFORM else ["--weights", weights]
     more += [] if options.weights_exponent is None else ["--weights-exponent", _number(options.weights_exponent)]
-    more += [] if metric is None else ["--metric", metric]
+    more += [] if options.metric is None else ["--metric", options.metric]
     more += [] if options.seed == 0 else ["--seed", str(options.seed)]
     more += [] if options.revision is None else ["--revision", options.revision]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
