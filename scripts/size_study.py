@@ -4,7 +4,8 @@
 
 Measures what is missing with `projclust glue-eval` (all its options may be given, in a config file or as flags), then
 writes to OUT, beside the usual report, `sizes.md`, the table, and `sizes.png`, the plot: points lost against the dense
-model, mean over tasks, before and after further training. With `--draw-only` it only draws what was measured.
+model, mean over tasks, before and after further training. With `--draw-only` it only draws what was measured, and with
+`--without wnli` it leaves tasks out and only prints the table.
 """
 
 import argparse
@@ -112,7 +113,12 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variants", default=VARIANTS)
     parser.add_argument("--draw-only", action="store_true")
+    parser.add_argument("--without", default="", metavar="TASKS")
     arguments, more = parser.parse_known_args()
+    if arguments.without:
+        rows = read_results(arguments.output / "results.json")
+        print(table(summarize(row for row in rows if row.task not in arguments.without.split(","))[0]))
+        return
     if not arguments.draw_only:
         command = [sys.executable, "-m", "projclust", "glue-eval", arguments.model, "--variants", arguments.variants]
         subprocess.run([*command, "-o", str(arguments.output), *more], check=True)

@@ -163,6 +163,8 @@ def _compress(options: CompressOptions, output: Path, hooks: Hooks, team: Proces
     fit_seconds = time.perf_counter() - fit_started
     report |= _fitted(compression, report["params_dense"], fit_seconds)
     bits = 8 * compression.coded.shape.bytes / table.numel() if compression.coded is not None else None
+    if config.codes == AUTO and bits is not None and bits < 0.99 * (config.bits or 0) and bits > 8:
+        hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
     report["same_size_svd"] = _same_size_svd(report, svd_errors, table, sample_weight, bits)
     if not team.is_main:
         return report | {"pushed_to": None}

@@ -23,6 +23,8 @@ _MARKERS = "os^Dvp"
 _COLUMNS = 4
 # Sizes that differ by less than this factor are drawn side by side, not on an axis of sizes.
 _SAME_SIZE = 1.15
+# What the label of a size takes of an axis.
+_LABEL_WIDTH = 0.13
 # On such an axis, points of one size are moved apart by this part of its length.
 _STEP = 0.015
 _LETTERS_PER_INCH = 11
@@ -221,8 +223,9 @@ def _label_axis(axis: Any, points: Sequence[Point], place: Callable[[Point], flo
         axis.set_xlabel(f"embedding {low if low == high else f'{low} to {high}'} times smaller", fontsize="small")
         return
     ticks = [sizes[0]]
+    apart = max(_SAME_SIZE, (sizes[-1] / sizes[0]) ** _LABEL_WIDTH)
     for size in sizes:
-        if size > _SAME_SIZE * ticks[-1]:
+        if size > apart * ticks[-1]:
             ticks.append(size)
     axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], fontsize="small")

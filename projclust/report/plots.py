@@ -65,7 +65,7 @@ def plot_codes(path: Path, report: dict[str, Any]) -> None:
         path: the PNG to write.
         report: of the compression.
     """
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 2), layout="constrained")
     classes = range(1, len(report["row_bytes"]) + 1)
     left.bar(classes, [8 * count for count in report["row_bytes"]], color=BLUE)
     left.set(

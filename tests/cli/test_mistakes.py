@@ -312,6 +312,15 @@ def test_targets_and_codes_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+def test_more_bits_than_codes_can_use_are_no_mistake(cli: Cli, tiny_classifier: Path, tmp_path: Path) -> None:
+    arguments = ("compress", tiny_classifier, "--metric", "none", "--format", "json", "--bits")
+    assert cli(*arguments, 6, "-o", tmp_path / "six").err == ""
+    outcome = cli(*arguments, 20, "-o", tmp_path / "twenty")
+    assert outcome.code == 0
+    assert 8 < outcome.json["bits_per_weight"] < 20
+    assert outcome.err.startswith("warning: codes have at most 8 bits: ")
+
+
 def test_a_tokenizer_that_fails_is_named(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
     error = refused("compress", tiny_folder, "--bits", 8, "--weights", "wordfreq", "-o", tmp_path / "out")
     assert "tokenizer fails: WordPiece error: Missing [UNK]" in error
