@@ -183,4 +183,7 @@ def _blocks(positions: int) -> list[slice]:
 def _block_buffer(logits: Tensor) -> Tensor:
     """Room for one block of `logits`, whose rows start on cache lines: products into unaligned rows are much slower."""
     positions, n = logits.shape
-    return logits.new_empty(min(positions, _BLOCK), -(-n // _ALIGNMENT) * _ALIGNMENT)[:, :n]
+    buffer = logits.new_empty(min(positions, _BLOCK), -(-n // _ALIGNMENT) * _ALIGNMENT)
+    # oneDNN's bfloat16 products on AMX read a number beyond an odd count of them, times 0: it must not be NaN.
+    buffer[:, n:] = 0
+    return buffer[:, :n]

@@ -83,6 +83,23 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     assert torch.equal(plain, torch.autograd.grad(again.square().sum(), hidden)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_memory_held_before_never_shows(dtype: torch.dtype) -> None:
+    _, head = tied_pair(affine=True, bias=True)
+    head.to(dtype)
+    hidden = torch.randn(300, D, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+    torch.use_deterministic_algorithms(True)  # memory without values is filled with NaN
+    try:
+        logits = head(hidden)
+        logits.float().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert logits.isfinite().all()
+    for tensor in (hidden, *head.parameters()):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_in_half_precision(autocast: bool, dtype: torch.dtype) -> None:
