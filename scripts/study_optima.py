@@ -21,13 +21,15 @@ import projclust.clustering.estimator as estimator_module
 import projclust.clustering.solver as solver_module
 from projclust import ProjectiveClustering
 from projclust.clustering.moments import Moments, fit_subspaces
+from projclust.clustering.moves import Leverage
 from projclust.clustering.rows import Rows
 from projclust.clustering.seeding import Init, first_labels, scout
-from projclust.clustering.solver import alternate, descend, finish
+from projclust.clustering.solver import OnStep, Settled, alternate, descend
 from projclust.clustering.subspaces import Subspaces, assign_rows
 
 RANKS = [1, 4, 16]
-TOL, MAX_ITER = 1e-4, 100
+TOL, MAX_ITER = 1e-3, 100
+SILENT: OnStep = lambda step, cost: None  # noqa: E731
 
 
 def generator(seed: int) -> torch.Generator:
@@ -39,15 +41,15 @@ def from_labels(rows: Rows, labels: Tensor, k: int, j: int) -> tuple[Tensor, flo
     """Labels and cost of the alternation at full rank that starts at `labels`."""
     subspaces, _ = fit_subspaces(rows, labels, k, j)
     moments = Moments(rows, labels, k, affine=False)
-    subspaces, history = descend(moments, subspaces, MAX_ITER, TOL)
-    fit = finish(rows, moments.labels, k, j, False, history)
-    return fit.labels, fit.inertia
+    halves = torch.rand(len(rows), generator=generator(0)) < 0.5
+    descend(moments, subspaces, halves, MAX_ITER, TOL)
+    look = assign_rows(rows, fit_subspaces(rows, moments.labels, k, j)[0])
+    return look.labels, rows.weighted_sum(look.distances)
 
 
-def from_bases(rows: Rows, bases: Tensor, j: int, seed: int) -> float:
-    """Cost of a fit that climbs from low-rank bases."""
-    moments, _, history = alternate(rows, bases, j, False, MAX_ITER, TOL, generator(seed), lambda step, cost: None)
-    return finish(rows, moments.labels, len(bases), j, False, history).inertia
+def from_bases(rows: Rows, bases: Tensor, j: int, seed: int) -> Settled:
+    """A fit that climbs from low-rank bases."""
+    return alternate(rows, bases, j, False, MAX_ITER, TOL, generator(seed), SILENT)[1]
 
 
 def default(rows: Rows, k: int, j: int, seed: int, **options: object) -> float:
@@ -68,8 +70,17 @@ def random_no_climbing(rows: Rows, k: int, j: int, seed: int) -> float:
     return from_labels(rows, labels, k, j)[1]
 
 
+def by_distance(rows: Rows, k: int, j: int, seed: int) -> float:
+    """Rows move to the nearest subspace (Lloyd's step), whatever the subspaces would make of it (Hartigan's)."""
+    kept, Moments.leverage = Moments.leverage, lambda self, energies: Leverage(energies.new_zeros(k), None)  # type: ignore[method-assign]
+    try:
+        return default(rows, k, j, seed)
+    finally:
+        Moments.leverage = kept  # type: ignore[method-assign]
+
+
 def short_climb(rows: Rows, k: int, j: int, seed: int) -> float:
-    """One step at every rank on the way up instead of up to six."""
+    """One step at every rank on the way up instead of up to four."""
     kept, solver_module._CLIMBING_STEPS = solver_module._CLIMBING_STEPS, 1
     try:
         return default(rows, k, j, seed)
@@ -123,7 +134,7 @@ def co_association(rows: Rows, k: int, j: int, seed: int) -> float:
     consensus = KMeans(k, n_init=4, random_state=seed).fit_predict(torch.cat(votes, 1).float().numpy())
     labels = torch.from_numpy(consensus).long().unsqueeze(0)
     bases, _ = scout(rows, labels, k, RANKS, drawn)
-    return from_bases(rows, bases, j, seed)
+    return from_bases(rows, bases, j, seed).cost
 
 
 def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
@@ -137,8 +148,7 @@ def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
     chance = sensitivity / sensitivity.sum()
     chosen = torch.multinomial(chance, len(rows) // 4, generator=drawn)
     small = Rows.of(rows.table[chosen], 1 / chance[chosen])
-    moments, _, history = alternate(small, bases, j, False, MAX_ITER, TOL, drawn, lambda step, cost: None)
-    start = finish(small, moments.labels, k, j, False, history).subspaces
+    start = from_bases(small, bases, j, seed).subspaces
     return from_labels(rows, assign_rows(rows, start).labels, k, j)[1]
 
 
@@ -149,6 +159,7 @@ WAYS: dict[str, Callable[[Rows, int, int, int], float]] = {
     "starts tried on all rows": whole_sample,
     "residual seeding": lambda *where: default(*where, init="residual"),
     "random partition": lambda *where: default(*where, init="random"),
+    "rows move to the nearest subspace": by_distance,
     "one step at every rank on the way up": short_climb,
     "no climbing: k-means, then full rank": no_climbing,
     "no climbing: random partition (the paper's start)": random_no_climbing,

@@ -99,13 +99,13 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def uneven_model(name: str) -> PreTrainedModel:
-    """`tiny_model(name)` with a table that wants unequal ranks: half of the rows lie near a plane, half fill space."""
+    """`tiny_model(name)` with a table that wants unequal ranks: three quarters of the rows lie near a plane."""
     model = tiny_model(name)
-    half = VOCABULARY // 2
+    near = 3 * VOCABULARY // 4
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(VOCABULARY, WIDTH, generator=generator)
     plane = torch.randn(2, WIDTH, generator=generator)
-    table[:half] = 3 * torch.randn(half, 2, generator=generator) @ plane + 0.01 * table[:half]
+    table[:near] = 3 * torch.randn(near, 2, generator=generator) @ plane + 0.01 * table[:near]
     with torch.no_grad():
         model.get_input_embeddings().weight.copy_(0.1 * table)
     return model

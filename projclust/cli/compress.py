@@ -86,7 +86,7 @@ def compress(
     metric: MetricOption = MetricName.MODEL,
     restarts: Restarts = 8,
     max_iter: MaxIter = 100,
-    tol: Tolerance = 1e-4,
+    tol: Tolerance = 1e-3,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of all random choices.")] = 0,
     device: Annotated[DeviceName, typer.Option(help="Where to fit.")] = DeviceName.AUTO,
     output: Annotated[

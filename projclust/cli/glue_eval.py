@@ -71,7 +71,7 @@ def glue_eval(
     metric: MetricOption = MetricName.MODEL,
     restarts: Restarts = 8,
     max_iter: MaxIter = 100,
-    tol: Tolerance = 1e-4,
+    tol: Tolerance = 1e-3,
     protocol: Annotated[
         ProtocolName | None,
         typer.Option(help="paper: train, compress, train again; pretrained: compress, then train (paper)."),

@@ -99,4 +99,4 @@ MetricOption = Annotated[
 ]
 Restarts = Annotated[int, typer.Option(min=1, help="Starts to try.")]
 MaxIter = Annotated[int, typer.Option(min=1, help="Most steps of a fit.")]
-Tolerance = Annotated[float, typer.Option(min=0.0, help="Stop at a step that gains less, as a fraction of the cost.")]
+Tolerance = Annotated[float, typer.Option(min=0.0, help="Stop when moving rows gains no more of the cost.")]

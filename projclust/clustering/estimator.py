@@ -1,6 +1,7 @@
 """`ProjectiveClustering`: the estimator, with scikit-learn's habits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -15,17 +16,14 @@ from .processes import Team
 from .ranks import Ranks, adapt_ranks
 from .robust import Loss, fit_robustly
 from .rows import Rows, exact_products
-from .seeding import Init, first_labels, random_partition, scout
-from .solver import alternate, describe, finish
+from .seeding import Init, first_labels, left_by_one_direction, random_partition, scout
+from .solver import alternate, describe
 from .subspaces import Subspaces, assign_rows, project_rows
 
 # Every start settles its large structure at these low ranks, on a sample of the rows, and is judged by its cost there;
 # the best one goes on to all rows and to full rank.
 _SCOUTING_RANKS = (1, 4, 16)
 _SAMPLE_ROWS = 16384
-
-# Unequal ranks that save less than this are compared with the finished fit of equal ones.
-_WORTH_UNEQUAL = 0.98
 
 # Called when a start was judged, with its number (from 1), and after every full step with the number of starts and the
 # step (from 1); both times with the cost.
@@ -57,7 +55,7 @@ class ProjectiveClustering:
         init: first labels, from "spherical" k-means, "residual" seeding, or a "random" equal split.
         restarts: starts to try; each runs a few cheap steps on a sample of the rows, and the best is run to the end.
         max_iter: most steps of a run.
-        tol: stop when a step lowers the cost by no more than this fraction of it.
+        tol: stop when moving rows, of which each gets its turn, lowers the cost by no more than this fraction of it.
         seed: of all random choices.
         device: where to compute; default: where the matrix is. A matrix for which it has no room is streamed to it.
         process_group: of torch.distributed, to share the rows among its processes. All call `fit` with the same matrix
@@ -99,7 +97,7 @@ class ProjectiveClustering:
         init: Init | str = Init.SPHERICAL,
         restarts: int = 8,
         max_iter: int = 100,
-        tol: float = 1e-4,
+        tol: float = 1e-3,
         seed: int = 0,
         device: torch.device | str | None = None,
         process_group: "dist.ProcessGroup | None" = None,
@@ -172,16 +170,13 @@ class ProjectiveClustering:
 
         if method is Method.PROJECTIVE and self.n_clusters > 1:
             start = self._best_start(rows, init, generator, progress)
-            moments, subspaces, history = alternate(
+            moments, settled = alternate(
                 rows, start, self.rank, self.affine, self.max_iter, self.tol, generator, on_step
             )
-            labels, fit = moments.labels, None
-            if ranks is Ranks.ADAPTIVE:
-                fit = adapt_ranks(moments, subspaces, self.tol, generator, on_step, history)
-            del moments, subspaces  # the finish needs their memory for the coefficients
-            if fit is None or fit.inertia > _WORTH_UNEQUAL * history[-1]:
-                equal = finish(rows, labels, self.n_clusters, self.rank, self.affine, history)
-                fit = equal if fit is None or equal.inertia <= fit.inertia else fit
+            fit = adapt_ranks(moments, settled, self.tol, on_step) if ranks is Ranks.ADAPTIVE else None
+            del moments  # the coefficients need its memory
+            if fit is None or fit.inertia >= settled.cost:
+                fit = describe(rows, settled.labels, settled.subspaces, settled.spectra, settled.history)
         else:
             labels = random_partition(rows, self.n_clusters, generator)
             subspaces, spectra = fit_subspaces(rows, labels, self.n_clusters, self.rank, self.affine)
@@ -203,8 +198,10 @@ class ProjectiveClustering:
         """(k, r, d) low-rank bases of the start that is best on a sample of the rows."""
         k, ranks = self.n_clusters, [rank for rank in _SCOUTING_RANKS if rank <= self.rank]
         sample = rows.sample(_SAMPLE_ROWS, generator)
-        labels = first_labels(init, sample, k, self.restarts, ranks[-1], generator)
-        best, costs = scout(sample, labels, k, ranks, generator)
+        left = left_by_one_direction(sample)
+        sample = replace(sample, table=sample.table.to(sample.search_dtype(left)))
+        labels = first_labels(init, sample, k, self.restarts, ranks[-1], generator, left)
+        best, costs = scout(sample, labels, k, ranks, generator, left)
         for restart, cost in enumerate(costs.tolist(), 1):
             progress(restart, 0, cost)
         return best
@@ -295,11 +292,11 @@ def as_table(X: Any) -> Tensor:
         raise ProjclustError(f"the matrix must have two dimensions, not {table.dim()}")
     if not table.is_floating_point():
         table = table.double()
-    # Block by block: isfinite of the whole would make three tables' worth of temporaries.
+    # Block by block, by extremes: isfinite makes temporaries, of the whole three tables' worth.
     for start in range(0, len(table), 4096):
-        finite = torch.isfinite(table[start : start + 4096]).all(1)
-        if not finite.all():
-            row = start + int((~finite).nonzero()[0])
+        block = table[start : start + 4096]
+        if block.numel() and not torch.isfinite(torch.stack(torch.aminmax(block))).all():
+            row = start + int((~torch.isfinite(block).all(1)).nonzero()[0])
             raise ProjclustError(f"the matrix has NaN or infinite entries, the first in row {row}")
     return table
 

@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
+from .moves import Leverage
 from .rows import Rows
-from .subspaces import Subspaces, centred_blocks, orthonormal_rows, rows_by_cluster
+from .subspaces import SMALL, Subspaces, centred_blocks, orthonormal_rows, rows_by_cluster
 
 # Gram matrices are kept while all of them take at most this share of the table's bytes. Beyond it the clusters have so
 # few rows, for their width, that multiplying with the rows themselves costs no more.
 _LARGEST_SHARE = 0.5
+
+# Columns of a strip of an exact Gram matrix. Of 768, strips of 192 leave out three eighths of the products.
+_STRIP = 192
 
 
 class Moments:
@@ -27,7 +31,8 @@ class Moments:
 
     def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
         d, k = rows.dim, n_clusters
-        self.rows, self.labels, self.n_clusters = rows, labels, n_clusters
+        self.rows, self.n_clusters = rows, n_clusters
+        self._take(labels)
         # First moments (k, d); None for linear subspaces.
         self.firsts = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None
         # Gram matrices of this process's share of the clusters, (share, d, d); None where there is no room for all.
@@ -35,30 +40,42 @@ class Moments:
         room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
         keep_grams = keep_grams and 8 * k * d * d <= room
         self.grams = rows.norms.new_zeros(len(share), d, d, dtype=torch.float64) if keep_grams else None
-        self._add(torch.arange(len(rows), device=rows.device), [(labels, 1)])
+        self._add(rows_by_cluster(labels, k))
 
     def move(self, labels: Tensor) -> None:
         """Take over new labels."""
         moved = (labels != self.labels).nonzero().squeeze(1)
-        self._add(moved, [(labels, 1), (self.labels, -1)])
-        self.labels = labels
+        come, gone = (rows_by_cluster(where[moved], self.n_clusters) for where in (labels, self.labels))
+        self._add([moved[members] for members in come], [moved[members] for members in gone])
+        self._take(labels)
 
-    def _add(self, which: Tensor, signed_labels: list[tuple[Tensor, int]]) -> None:
-        """Add the rows `which` of every process to, or take them from, the clusters that labels say."""
+    def _take(self, labels: Tensor) -> None:
+        """Keep labels, and the sums over each cluster that are asked for again and again."""
+        self.labels = labels
+        self._masses = self._sums(torch.ones_like(self.rows.norms))
+        self._energies = self._sums(self.rows.norms)
+
+    def _add(self, come: list[Tensor], gone: list[Tensor] | None = None) -> None:
+        """Add the rows that came to each cluster, in every process, and take away those that have gone."""
         rows, alone = self.rows, self.rows.team.size == 1
         firsts, grams = self.firsts, self.grams
         if not alone:
             # What travels is the change: of Gram matrices, which are large, in the precision of the products.
             firsts = None if firsts is None else torch.zeros_like(firsts)
             grams = None if grams is None else rows.norms.new_zeros(self.n_clusters, rows.dim, rows.dim)
-        for labels, sign in signed_labels if firsts is not None or grams is not None else []:
-            for cluster, members in enumerate(rows_by_cluster(labels[which], self.n_clusters)):
-                for where, block in rows.blocks(rows.dim, which[members]):
-                    weighted = rows.weighted(block, which[members[where]])
-                    if firsts is not None:
-                        firsts[cluster].add_(weighted.sum(0, dtype=torch.float64), alpha=sign)
-                    if grams is not None:
-                        grams[cluster].add_(weighted.T @ block, alpha=sign)
+        for cluster, members in enumerate(come) if firsts is not None or grams is not None else []:
+            which = members if gone is None else torch.cat([members, gone[cluster]])
+            exact = torch.float64 if len(which) * rows.dim <= SMALL else None
+            for where, block in rows.blocks(rows.dim, which, exact):
+                weighted = rows.weighted(block, which[where])
+                if gone is not None:
+                    signs = torch.ones_like(weighted[:, :1])
+                    signs[max(len(members) - where.start, 0) :] = -1
+                    weighted = weighted * signs
+                if firsts is not None:
+                    firsts[cluster] += weighted.sum(0, dtype=torch.float64)
+                if grams is not None:
+                    grams[cluster] += weighted.T @ block
         if not alone and self.firsts is not None and firsts is not None:
             self.firsts += rows.team.sum(firsts)
         if not alone and self.grams is not None and grams is not None:
@@ -66,7 +83,7 @@ class Moments:
 
     def masses(self) -> Tensor:
         """(k,) float64 sum of the weights in each cluster."""
-        return self._sums(torch.ones_like(self.rows.norms))
+        return self._masses
 
     def means(self) -> Tensor | None:
         """(k, d) float64 mean of each cluster, zero for one without mass; None for linear subspaces."""
@@ -74,6 +91,15 @@ class Moments:
             return None
         masses = self.masses()
         return torch.where(masses > 0, 1 / masses, 0).unsqueeze(1) * self.firsts
+
+    def leverage(self, energies: Tensor) -> Leverage:
+        """Of subspaces whose directions capture `energies` (k, j), for `look_at_all`."""
+        return Leverage.of(energies, self._centred_totals(), self.masses(), self.rows.dim, self.firsts is not None)
+
+    def _centred_totals(self) -> Tensor:
+        """(k,) float64 what there is to be captured: sum of w |x - mean|^2 of each cluster."""
+        means = self.means()
+        return self._energies if means is None else self._energies - self._masses * means.square().sum(1)
 
     def improve(self, subspaces: Subspaces) -> tuple[Subspaces, Tensor, float]:
         """One step of orthogonal iteration on every cluster's scatter S: the rows of ``V S``, made orthonormal.
@@ -85,15 +111,15 @@ class Moments:
             better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of the
             *given* bases captures; and the cost of the given bases with these means and labels.
         """
-        means, masses = self.means(), self.masses()
-        totals = self._sums(self.rows.norms)  # of what is to be captured: sum of w |x - mean|^2
-        if means is not None:
-            totals -= masses * means.square().sum(1)
+        means, totals = self.means(), self._centred_totals()
         products = self._products(subspaces.bases, means)
         team = self.rows.team
         mine = team.share(self.n_clusters)
         energies = torch.zeros(subspaces.bases.shape[:2], dtype=torch.float64, device=self.rows.device)
-        energies[mine] = (subspaces.bases[mine] * products[mine]).sum(2, dtype=torch.float64)
+        given = subspaces.bases[mine]
+        # Over the lengths, which are 1 but for rounding, and that would show in a cost that hardly falls.
+        energies[mine] = (given * products[mine]).sum(2, dtype=torch.float64)
+        energies[mine] /= given.square().sum(2, dtype=torch.float64)
         bases = torch.zeros_like(subspaces.bases)
         bases[mine] = orthonormal_rows(products[mine])
         team.sum(energies)
@@ -110,10 +136,11 @@ class Moments:
         if self.grams is not None:
             masses = self.masses()
             share = range(self.n_clusters)[team.share(self.n_clusters)]
+            dtype = torch.float64 if bases.numel() <= SMALL else bases.dtype
             for cluster, scatter in zip(share, self.grams, strict=True):
                 if means is not None:
                     scatter = scatter - masses[cluster] * torch.outer(means[cluster], means[cluster])
-                products[cluster] = bases[cluster] @ scatter.to(bases.dtype)
+                products[cluster] = (bases[cluster].to(dtype) @ scatter.to(dtype)).to(bases.dtype)
             return products
         for cluster, members in enumerate(rows_by_cluster(self.labels, self.n_clusters)):
             for which, centred in centred_blocks(self.rows, members, means, cluster):
@@ -155,7 +182,10 @@ def fit_subspaces(
             for where, block in rows.blocks(d, members):
                 block = block.double()
                 weighted = rows.weighted(block, members[where])
-                gram += weighted.T @ block
+                # The lower triangle, which is what the eigensolver reads, in strips that end at the diagonal.
+                for last in range(_STRIP, d + _STRIP, _STRIP):
+                    strip = slice(last - _STRIP, last)
+                    gram[strip, :last] += weighted[:, strip].T @ block[:, :last]
                 moment[:d] += weighted.sum(0)
             moment[d] = len(members) if rows.weights is None else rows.weights[members].sum(dtype=torch.float64)
             team.sum(gram)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .moments import Moments, fit_subspaces
 from .rows import Rows
-from .solver import Fit, OnStep, describe, extended
+from .solver import Fit, OnStep, Settled, describe
 from .subspaces import Subspaces, assign_rows
 
 _MOST_STEPS = 20
@@ -26,46 +26,40 @@ class Ranks(str, Enum):
     ADAPTIVE = "adaptive"  # as many parameters, spent where they save most
 
 
-def adapt_ranks(
-    moments: Moments,
-    subspaces: Subspaces,
-    tol: float,
-    generator: torch.Generator,
-    on_step: OnStep,
-    history: list[float],
-) -> Fit:
+def adapt_ranks(moments: Moments, equal: Settled, tol: float, on_step: OnStep) -> Fit:
     """Go on from a fit of equal ranks to one of unequal ranks with no more parameters.
 
     Args:
-        moments: of the labels so far.
-        subspaces: of the equal rank j.
+        moments: of the equal fit.
+        equal: the equal fit.
         tol: stop when a step lowers the cost by no more than this fraction of it.
-        generator: of directions beyond rank j.
         on_step: told of every step, which are numbered on.
-        history: costs so far.
     """
-    rows, (k, rank, d) = moments.rows, subspaces.bases.shape
-    affine = subspaces.means is not None
+    rows, (k, rank, d) = moments.rows, equal.subspaces.bases.shape
+    affine = equal.subspaces.means is not None
     budget = rank * (rows.total + k * d)
-    subspaces = extended(moments, subspaces, min(2 * rank, d - 1), generator)
-    history, labels = list(history), moments.labels
+    history, labels = list(equal.history), moments.labels
+    subspaces, _ = fit_subspaces(rows, labels, k, min(2 * rank, d - 1), affine)
+    last, kept = torch.inf, [rank] * k
     for _ in range(_MOST_STEPS):
         improved, energies, cost = moments.improve(subspaces)
         ranks, price = _allocate(energies, _sizes(rows, moments.labels, k), d, budget)
         cost += _captured(energies, subspaces.ranks) - _captured(energies, ranks)
-        if cost >= history[-1]:  # whole directions cannot spend the budget to the last parameter
+        if cost >= (1 - tol) * last:
             break
-        history.append(cost)
-        on_step(len(history), cost)
-        labels = moments.labels
-        if history[-2] - cost <= tol * history[-2]:
-            break
+        last, labels, kept = cost, moments.labels, ranks
+        # The first steps may cost more than the equal ranks they leave: these took many steps to settle.
+        if not history or cost < history[-1]:
+            history.append(cost)
+            on_step(len(history), cost)
         subspaces = replace(improved, ranks=ranks)
         penalties = price * torch.tensor(ranks, dtype=rows.dtype, device=rows.device)
         moments.move(assign_rows(rows, subspaces, penalties).labels)
 
     subspaces, spectra = fit_subspaces(rows, labels, k, d - 1, affine)
     ranks, _ = _allocate(spectra[:, : d - 1], _sizes(rows, labels, k), d, budget)
+    # What whole directions leave of the budget differs: exact energies need not buy the better ranks.
+    ranks = max(ranks, kept, key=lambda own: _captured(spectra, own))
     subspaces = Subspaces(subspaces.bases[:, : max(ranks)].clone(), subspaces.means, ranks)
     for cluster, own in enumerate(ranks):
         subspaces.bases[cluster, own:] = 0

@@ -24,7 +24,9 @@ class Init(str, Enum):
     RANDOM = "random"  # equal random groups, as in the paper
 
 
-def first_labels(init: Init, rows: Rows, n_clusters: int, starts: int, rank: int, generator: torch.Generator) -> Tensor:
+def first_labels(
+    init: Init, rows: Rows, n_clusters: int, starts: int, rank: int, generator: torch.Generator, left: float = 0.0
+) -> Tensor:
     """(starts, n) int64 labels to start from; drawn on the CPU, so that they are the same on every device.
 
     Args:
@@ -34,10 +36,11 @@ def first_labels(init: Init, rows: Rows, n_clusters: int, starts: int, rank: int
         starts: how many.
         rank: of the subspaces that residual seeding tries.
         generator: of all random choices.
+        left: the share of energy that one direction leaves, if known: where it is large, a coarse search will do.
     """
     match init:
         case Init.SPHERICAL:
-            return _spherical_kmeans(rows, n_clusters, starts, generator)
+            return _spherical_kmeans(rows, n_clusters, starts, generator, left)
         case Init.RESIDUAL:
             return torch.stack([_residual_seeding(rows, n_clusters, rank, generator) for _ in range(starts)])
         case Init.RANDOM:
@@ -50,7 +53,7 @@ def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) ->
     return labels.to(rows.device)[rows.numbers]
 
 
-def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch.Generator) -> Tensor:
+def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch.Generator, left: float) -> Tensor:
     """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007).
 
     Only directions count, not lengths: weighing rows by |x|^2, their share of the cost, ended in higher costs.
@@ -68,22 +71,37 @@ def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch
             spread[where] = (gap if cluster == 0 else torch.minimum(spread[where], gap)).clamp_(min=0)
 
     labels = torch.zeros(starts, n, dtype=torch.int64, device=rows.device)
+    dtype = rows.search_dtype(left)
     share = mass * scale  # share * x is the row's unit vector times its weight
     for _ in range(_KMEANS_STEPS):
         sums = torch.zeros_like(directions)
         moved = torch.zeros((), dtype=torch.int64, device=rows.device)
-        for where, block in rows.blocks(starts * k):
-            nearest = (block @ directions.flatten(0, 1).T).view(-1, starts, k).argmax(2)  # (rows, starts)
+        compared = directions.flatten(0, 1).to(dtype)
+        for where, block in rows.blocks(starts * k, dtype=dtype):
+            nearest = (block @ compared.T).view(-1, starts, k).argmax(2)  # (rows, starts)
             moved += (nearest != labels[:, where].T).sum()
             labels[:, where] = nearest.T
             # A product with the one-hot labels instead of index_add_, whose order of summation varies on a GPU.
-            one_hot = torch.nn.functional.one_hot(nearest, k).to(block.dtype) * share[where].view(-1, 1, 1)
-            sums += (one_hot.flatten(1).T @ block).view_as(sums)
+            shares = torch.nn.functional.one_hot(nearest, k) * share[where].view(-1, 1, 1)
+            sums += (shares.flatten(1).T.to(block.dtype) @ block).view_as(sums)
         lengths = rows.team.sum(sums).norm(dim=2, keepdim=True)
         directions = torch.where(lengths > 0, sums / lengths, directions)
         if int(rows.team.sum(moved)) == 0:
             break
     return labels
+
+
+def left_by_one_direction(rows: Rows) -> float:
+    """The share of the rows' energy that their strongest direction leaves, or a little more: by power iterations."""
+    direction = torch.ones(rows.dim, dtype=rows.dtype, device=rows.device)
+    energy = 0.0
+    for _ in range(3):
+        direction = torch.nn.functional.normalize(direction, dim=0)
+        product = torch.zeros_like(direction)
+        for where, block in rows.blocks(rows.dim):
+            product += rows.weighted((block @ direction).unsqueeze(1), where).squeeze(1) @ block
+        energy, direction = float(rows.team.sum(product) @ direction), product
+    return 1 - energy / max(rows.weighted_sum(rows.norms), torch.finfo(rows.dtype).tiny)
 
 
 def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +137,12 @@ def _draw(rows: Rows, mass: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def scout(
-    sample: Rows, labels: Tensor, n_clusters: int, ranks: Sequence[int], generator: torch.Generator
+    sample: Rows,
+    labels: Tensor,
+    n_clusters: int,
+    ranks: Sequence[int],
+    generator: torch.Generator,
+    left: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Settle the large structure of several starts at low ranks, and keep the best one.
 
@@ -133,6 +156,7 @@ def scout(
         n_clusters: k.
         ranks: ascending.
         generator: of the directions to start from.
+        left: as for `first_labels`.
 
     Returns:
         (k, last rank, d) bases of the best start; and (starts,) float64 cost of each at its last rank.
@@ -151,9 +175,10 @@ def scout(
         bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
         # The random directions become good ones while the rows stay where the known directions, or the labels, say.
         for compared in [known, rank, rank] if known else [None, None, rank, rank]:
-            products, captured = _products(sample, bases, compared, labels)
+            products, captured = _products(sample, bases, compared, labels, sample.search_dtype(left))
             bases = _orthonormal(products)
         costs[running] = total - captured
+        left = float(costs.min()) / max(total, torch.finfo(sample.dtype).tiny)
     best = int(costs[running].argmin())
     return bases[best], costs
 
@@ -162,8 +187,12 @@ def _orthonormal(bases: Tensor) -> Tensor:
     return orthonormal_rows(bases.flatten(0, 1)).view_as(bases)
 
 
-def _products(sample: Rows, bases: Tensor, rank: int | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _products(
+    sample: Rows, bases: Tensor, rank: int | None, labels: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Each basis times the scatter of the rows nearest to its first `rank` directions; None: that `labels` give it.
+
+    All in `dtype`: these are bases to start from.
 
     Returns:
         products like `bases` (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
@@ -171,13 +200,16 @@ def _products(sample: Rows, bases: Tensor, rank: int | None, labels: Tensor) -> 
     starts, k, r, _ = bases.shape
     products = torch.zeros_like(bases)
     captured = torch.zeros(starts, dtype=torch.float64, device=sample.device)
-    for where, block in sample.blocks(starts * k * r):
-        coordinates = (block @ bases.flatten(0, 2).T).view(-1, starts, k, r)
-        explained = torch.linalg.vector_norm(coordinates[..., :rank], dim=3).square()  # (rows, starts, k)
+    bases = bases.flatten(0, 2).to(dtype)
+    for where, block in sample.blocks(starts * k * r, dtype=dtype):
+        coordinates = (block @ bases.T).view(-1, starts, k, r)
+        lengths = torch.linalg.vector_norm(coordinates[..., :rank], dim=3, dtype=sample.dtype)
+        explained = lengths.square()  # (rows, starts, k)
         nearest = labels[:, where].T if rank is None else explained.argmax(2)
-        own = torch.nn.functional.one_hot(nearest, k).to(block.dtype)
+        own = torch.nn.functional.one_hot(nearest, k).to(sample.dtype)
         if sample.weights is not None:
             own *= sample.weights[where].view(-1, 1, 1)
         captured += (explained * own).sum((0, 2), dtype=torch.float64)
-        products += ((coordinates * own.unsqueeze(3)).flatten(1).T @ block).view_as(products)
+        shares = coordinates * own.unsqueeze(3).to(block.dtype)
+        products += (shares.flatten(1).T @ block).view_as(products)
     return sample.team.sum(products), sample.team.sum(captured)

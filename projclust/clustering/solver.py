@@ -1,13 +1,15 @@
-"""A single run of projective clustering: Lloyd's alternation between subspaces and labels, made cheap.
+"""A single run of projective clustering: an alternation between subspaces and labels, made cheap.
 
 Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. The problem
 is ``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j. Here a step
 
-* improves the bases by one step of orthogonal iteration on Gram matrices that follow the rows that moved, and
-* looks only at subspaces that came close to being a row's nearest when all were looked at last.
+* moves rows by what both subspaces make of the move, not by distance alone (moves.py), and looks only at subspaces that
+  came close to being a row's best when all were looked at last;
+* improves the bases by two steps of orthogonal iteration on Gram matrices that follow the rows that moved.
 
-Both never raise the cost. The run ends only after a step that looked at all subspaces for all rows and gained nothing
-to speak of; then come one exact fit in float64 and a last assignment.
+It never raises the cost. Bases need many steps to settle, labels few, so the run does not wait for the bases: when
+moving rows gains nothing more to speak of, an exact fit in float64 and a look at all subspaces for all rows say whether
+that was all.
 """
 
 from collections.abc import Callable
@@ -17,24 +19,18 @@ import torch
 from torch import Tensor
 
 from .moments import Moments, fit_subspaces
+from .moves import GAP_LEVELS, Leverage, look_at_all, look_at_contested
 from .rows import Rows
-from .subspaces import (
-    GAP_LEVELS,
-    Subspaces,
-    assign_contested_rows,
-    assign_rows,
-    orthonormal_rows,
-    project_rows,
-)
+from .subspaces import Subspaces, assign_rows, orthonormal_rows, project_rows
 
 # Called after every full step with its number (from 1) and its cost.
 OnStep = Callable[[int, float], None]
 
-# Of all pairs of a row and a subspace that is not its nearest, the share looked at between full looks.
+# Of all pairs of a row and a subspace it is not in, the share looked at between full looks.
 _CONTESTED_SHARE = 1 / 8
 
-# At every rank on the way up, the most steps and the fall in cost that ends them.
-_CLIMBING_STEPS = 6
+# At the ranks on the way up: the most steps, and the gain that ends them.
+_CLIMBING_STEPS = 4
 _CLIMBING_TOL = 1e-3
 
 
@@ -61,6 +57,25 @@ class Fit:
     cost_history: list[float]
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Where a run of equal ranks ended.
+
+    Attributes:
+        labels: (n,) int64, the nearest subspace of each row.
+        subspaces: the best ones for the labels before the last look.
+        spectra: (k, d) float64 eigenvalues of each cluster's scatter.
+        cost: of labels and subspaces.
+        history: cost after each step.
+    """
+
+    labels: Tensor
+    subspaces: Subspaces
+    spectra: Tensor
+    cost: float
+    history: list[float]
+
+
 def alternate(
     rows: Rows,
     start: Tensor,
@@ -70,7 +85,7 @@ def alternate(
     tol: float,
     generator: torch.Generator,
     on_step: OnStep,
-) -> tuple[Moments, Subspaces, list[float]]:
+) -> tuple[Moments, Settled]:
     """Climb from low-rank subspaces to full rank, and alternate there until it no longer pays.
 
     Args:
@@ -79,74 +94,112 @@ def alternate(
         rank: j, of the result.
         affine: whether the subspaces get means.
         max_iter: most steps at full rank.
-        tol: stop when a look at all subspaces lowers the cost by no more than this fraction of it.
-        generator: of directions to complete the bases with.
+        tol: stop when the rows' moves in two steps, and then a look at all subspaces, gain no more than this fraction
+            of the cost.
+        generator: of directions to complete the bases with, and of the halves of the rows that take turns.
         on_step: told of every step at full rank.
 
     Returns:
-        the moments, with the labels; the subspaces; and the cost after each step at full rank.
+        the moments, with the labels before the last look, and where the run ended.
     """
-    k, level, _ = start.shape
+    k, lowest, _ = start.shape
     moments = Moments(rows, assign_rows(rows, Subspaces.of(start)).labels, k, affine)
     subspaces = Subspaces.of(start, moments.means())
-    while level < rank:
+    halves = torch.randint(2, (rows.total,), generator=generator, dtype=torch.bool).to(rows.device)[rows.numbers]
+    for level in (lowest, round((lowest * rank) ** 0.5)) if lowest < rank else ():
         # Twice the directions in use, so that the next level finds good ones.
         subspaces = extended(moments, subspaces, min(2 * level, rank), generator)
-        subspaces, _ = descend(moments, subspaces.truncated(level), _CLIMBING_STEPS, _CLIMBING_TOL)
-        level *= 2
-    subspaces, history = descend(moments, Subspaces.of(subspaces.bases, subspaces.means), max_iter, tol, on_step)
-    return moments, subspaces, history
+        subspaces, _ = descend(moments, subspaces.truncated(level), halves, _CLIMBING_STEPS, _CLIMBING_TOL)
+    subspaces = extended(moments, Subspaces.of(subspaces.bases, subspaces.means), rank, generator)
+    history: list[float] = []
+    coarse = True
+    while True:
+        subspaces, costs = descend(moments, subspaces, halves, max_iter - len(history), tol, on_step, coarse)
+        history += costs
+        subspaces, spectra = fit_subspaces(rows, moments.labels, k, rank, affine)
+        look = assign_rows(rows, subspaces)
+        cost = rows.weighted_sum(look.distances)
+        gained = 1 - cost / max(float(spectra[:, rank:].sum()), 1e-300)
+        if len(history) >= max_iter or gained <= max(tol, 8 * torch.finfo(rows.dtype).eps):
+            return moments, Settled(look.labels, subspaces, spectra, cost, history)
+        # What a coarse search left over is for exact looks.
+        moments.move(look.labels)
+        history.append(cost)
+        on_step(len(history), cost)
+        coarse = False
 
 
 def extended(moments: Moments, subspaces: Subspaces, size: int, generator: torch.Generator) -> Subspaces:
-    """The bases with further directions, random ones at first, up to `size` of them."""
+    """The bases with further directions, random ones turned once to where the rows are, up to `size` of them."""
     k, given, d = subspaces.bases.shape
     more = torch.randn(k, size - given, d, dtype=subspaces.bases.dtype, generator=generator)
     bases = orthonormal_rows(torch.cat([subspaces.bases, more.to(subspaces.bases.device)], 1))
-    subspaces = Subspaces.of(bases, subspaces.means)
-    for _ in range(2):
-        subspaces, _, _ = moments.improve(subspaces)
-    return subspaces
+    return moments.improve(Subspaces.of(bases, subspaces.means))[0]
 
 
 def descend(
-    moments: Moments, subspaces: Subspaces, max_iter: int, tol: float, on_step: OnStep = lambda step, cost: None
+    moments: Moments,
+    subspaces: Subspaces,
+    halves: Tensor,
+    max_iter: int,
+    tol: float,
+    on_step: OnStep = lambda step, cost: None,
+    coarse: bool = True,
 ) -> tuple[Subspaces, list[float]]:
     """Alternate between labels, which `moments` holds, and subspaces of fixed ranks.
+
+    Rows move half of them at a time: what a move gains holds for one row, and all at once would pass each other by. A
+    step that raises the cost after all is taken back, and from there on rows move by distance alone, which cannot.
+
+    Args:
+        moments: with the labels so far.
+        subspaces: of one rank.
+        halves: (n,) bool, which half each row is in.
+        max_iter: most steps.
+        tol: stop when two steps' moves are expected to gain no more than this fraction of the cost.
+        on_step: told of every step.
+        coarse: whether looks may be less exact than sums.
 
     Returns:
         the subspaces, one step better than those of the last cost; and the cost after each step.
     """
-    rows = moments.rows
+    rows, rank = moments.rows, subspaces.ranks[0]
+    subspaces, energies, cost = moments.improve(subspaces)
+    total = max(rows.weighted_sum(rows.norms), 1e-300)
     history: list[float] = []
+    gains = [torch.inf]
     contenders: Tensor | None = None  # of the rows, once all subspaces were looked at
+    following = True  # whether moves are judged by what the subspaces make of them
     while len(history) < max_iter:
-        complete = contenders is None
+        before, acting = moments.labels, halves == bool(len(history) % 2)
+        leverage = moments.leverage(energies[:, :rank]) if following else Leverage.none(subspaces)
+        dtype = rows.search_dtype(cost / total) if coarse else rows.dtype
         if contenders is None:
-            look = assign_rows(rows, subspaces)
-            labels, contenders = look.labels, _contenders(rows, look.gaps)
+            look, gaps = look_at_all(rows, subspaces, before, leverage, dtype)
+            contenders = _contenders(rows, before, gaps)
         else:
-            labels = assign_contested_rows(rows, subspaces, moments.labels, contenders)
+            look = look_at_contested(rows, subspaces, before, leverage, contenders & acting.unsqueeze(1), dtype)
+        labels = torch.where(acting, look.labels, before)
         filled = fill_spare_clusters(rows, subspaces, labels)
         moments.move(filled)
-        if filled is not labels:  # to these rows the old bases mean nothing, nor did they contend
-            subspaces, _, _ = moments.improve(subspaces)
-            contenders = None
-        subspaces, _, cost = moments.improve(subspaces)
+        improved, _, _ = moments.improve(subspaces)
+        improved, new_energies, new_cost = moments.improve(improved)
+        moved = int(rows.team.sum((filled != before).sum()))
+        if moved and new_cost >= cost:
+            moments.move(before)
+            if not following:  # the looks are not exact enough to see what is left to gain
+                break
+            contenders, following = None, False
+            continue
+        subspaces, energies, cost = improved, new_energies, new_cost
         history.append(cost)
         on_step(len(history), cost)
-        fall = 1.0 if len(history) == 1 else 1 - cost / max(history[-2], 1e-300)
-        if complete and fall <= tol:
-            break
-        if fall <= tol:
+        gains.append(rows.weighted_sum(torch.where(acting, look.gains, 0)) / max(cost, 1e-300))
+        if filled is not labels:  # to these rows the old bases mean nothing, nor did they contend
             contenders = None
+        elif gains[-2] + gains[-1] <= tol:
+            break
     return subspaces, history
-
-
-def finish(rows: Rows, labels: Tensor, n_clusters: int, rank: int, affine: bool, history: list[float]) -> Fit:
-    """One exact fit to the labels, and a last assignment, so that the labels match it."""
-    subspaces, spectra = fit_subspaces(rows, labels, n_clusters, rank, affine)
-    return describe(rows, assign_rows(rows, subspaces).labels, subspaces, spectra, history)
 
 
 def describe(rows: Rows, labels: Tensor, subspaces: Subspaces, spectra: Tensor, history: list[float]) -> Fit:
@@ -156,15 +209,16 @@ def describe(rows: Rows, labels: Tensor, subspaces: Subspaces, spectra: Tensor, 
     return Fit(labels, subspaces, spectra, coefficients, residuals, inertia, [*history, inertia])
 
 
-def _contenders(rows: Rows, gaps: Tensor) -> Tensor:
-    """(n, k) which subspaces to look at until all are looked at again: those close to being a row's nearest.
+def _contenders(rows: Rows, labels: Tensor, gaps: Tensor) -> Tensor:
+    """(n, k) which subspaces to look at until all are looked at again: a row's own, and those close to being its best.
 
-    How close is set by the share of pairs that this leaves. Rows with nothing but their nearest have none.
+    How close is set by the share of pairs that this leaves. Rows with nothing but their own have none.
     """
     counts = rows.team.sum(torch.bincount(gaps.flatten().int(), minlength=GAP_LEVELS + 1))
-    counts[0] -= rows.total  # the nearest ones
+    counts[0] -= rows.total  # the best ones
     within = counts.cumsum(0) <= _CONTESTED_SHARE * counts.sum()
     contenders = gaps < within.sum()
+    contenders.scatter_(1, labels.unsqueeze(1), True)
     contenders &= contenders.sum(1, keepdim=True) > 1
     return contenders
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from .rows import Rows, block_bytes
 
-# How close a cluster came to being a row's nearest, as a byte: 0 for the nearest, 255 for one that explains nothing of
-# the row where the nearest explains all. The square root keeps the resolution for the small gaps, which decide.
-GAP_LEVELS = 255
+# Numbers in matrices so small that float64 costs next to nothing.
+SMALL = 2**18
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,10 @@ class Assignment:
     Attributes:
         labels: (n,) int64.
         distances: (n,) squared distance to it.
-        gaps: (n, k) uint8, how much less of the row each other subspace explains, see `GAP_LEVELS`.
     """
 
     labels: Tensor
     distances: Tensor
-    gaps: Tensor
 
 
 def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = None) -> Assignment:
@@ -83,8 +80,6 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
     normals = None if subspaces.means is None else subspaces.normals()
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     distances = torch.empty_like(rows.norms)
-    gaps = torch.empty(len(rows), k, dtype=torch.uint8, device=rows.device)
-    tiny = torch.finfo(rows.dtype).tiny
     for where, block in rows.blocks(len(stacked)):
         coordinates = block @ stacked.T
         if len(set(subspaces.ranks)) == 1:
@@ -95,36 +90,9 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
         if normals is not None:
             explained += 2 * (block @ normals.T) - normals.square().sum(1)
         worth = explained if penalties is None else explained - rows.per_weight(penalties, where)
-        best, nearest = worth.max(1)
-        labels[where] = nearest
-        distances[where] = rows.norms[where] - explained.gather(1, nearest.unsqueeze(1)).squeeze(1)
-        gap = (best.unsqueeze(1) - worth) / rows.norms[where].clamp(min=tiny).unsqueeze(1)
-        gaps[where] = (gap.clamp_(0, 1).sqrt_() * GAP_LEVELS).to(torch.uint8)
-    return Assignment(labels, distances.clamp_(min=0), gaps)
-
-
-def assign_contested_rows(rows: Rows, subspaces: Subspaces, labels: Tensor, contenders: Tensor) -> Tensor:
-    """(n,) labels where only some subspaces are looked at, one product with the rows of each.
-
-    Args:
-        rows, subspaces: as for `assign_rows`.
-        labels: (n,) labels so far; rows without contenders keep theirs.
-        contenders: (n, k) which subspaces to look at; a row's own is among them, or there are none.
-    """
-    labels = labels.clone()
-    best = torch.full_like(rows.norms, -torch.inf)
-    normals = None if subspaces.means is None else subspaces.normals()
-    for cluster in range(len(subspaces)):
-        basis, which = subspaces.basis(cluster), contenders[:, cluster].nonzero().squeeze(1)
-        for where, block in rows.blocks(len(basis), which):
-            worth = torch.linalg.vector_norm(block @ basis.T, dim=1).square()
-            if normals is not None:
-                worth += 2 * (block @ normals[cluster]) - normals[cluster].square().sum()
-            here = which[where]
-            better = worth > best[here]
-            best[here] = torch.where(better, worth, best[here])
-            labels[here] = torch.where(better, cluster, labels[here])
-    return labels
+        labels[where] = worth.argmax(1)
+        distances[where] = rows.norms[where] - explained.gather(1, labels[where].unsqueeze(1)).squeeze(1)
+    return Assignment(labels, distances.clamp_(min=0))
 
 
 def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
@@ -161,21 +129,34 @@ def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
 def orthonormal_rows(matrices: Tensor) -> Tensor:
     """(k, j, d) orthonormal rows that span, one after the other, what the rows of each matrix span.
 
-    By Cholesky factors in float64, which are mostly matrix products; what is too close to dependent for them goes to
-    Householder's method on the CPU. A matrix without full rank gets arbitrary directions to complete it.
+    By Cholesky factors, which are mostly matrix products: for large matrices in their own precision, where their rows
+    are far from dependent, as those of a basis that moved a little are; or else in float64. What is too close to
+    dependent for that goes to Householder's method on the CPU. A matrix without full rank gets arbitrary directions to
+    complete it.
     """
     bases = torch.empty_like(matrices)
     at_once = max(1, block_bytes(matrices.device) // (8 * matrices[0].numel()))
     for part, out in zip(matrices.split(at_once), bases.split(at_once), strict=True):
-        exact = part.double()
-        exact /= exact.norm(dim=2, keepdim=True).clamp_(min=torch.finfo(torch.float64).tiny)
-        factors, failed = torch.linalg.cholesky_ex(exact @ exact.mT)
-        found = torch.linalg.solve_triangular(factors, exact, upper=False)
-        identity = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
-        good = (failed == 0) & ((found @ found.mT - identity).abs().amax((1, 2)) < 1e-8)  # NaN compares as false
+        good = torch.zeros(len(part), dtype=torch.bool)
+        if part.dtype == torch.float32 and part.numel() > SMALL:
+            found, good = _cholesky_orthonormal(part, 2e-6)
+        if not good.all():
+            found, good = _cholesky_orthonormal(part.double(), 1e-8)
         for cluster in (~good).nonzero().squeeze(1).tolist():
+            exact = part[cluster].double()
+            exact /= exact.norm(dim=1, keepdim=True).clamp_(min=torch.finfo(exact.dtype).tiny)
             # The hint of the identity decides what rounding would decide: the directions that are missing.
-            hinted = exact[cluster] + 1e-8 * torch.eye(*exact.shape[1:], dtype=exact.dtype, device=exact.device)
-            found[cluster] = torch.linalg.qr(hinted.T.cpu())[0].T.to(found.device)
+            hinted = exact + 1e-8 * torch.eye(*exact.shape, dtype=exact.dtype, device=exact.device)
+            found[cluster] = torch.linalg.qr(hinted.T.cpu())[0].T.to(found.device, found.dtype)
         out.copy_(found)
     return bases
+
+
+def _cholesky_orthonormal(matrices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """(k, j, d) rows orthonormal by Cholesky factors in the given precision, and (k,) whether they are."""
+    scaled = matrices / matrices.norm(dim=2, keepdim=True).clamp_(min=torch.finfo(matrices.dtype).tiny)
+    factors, failed = torch.linalg.cholesky_ex(scaled @ scaled.mT)
+    found = torch.linalg.solve_triangular(factors, scaled, upper=False)
+    identity = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
+    apart = (found @ found.mT - identity).abs().amax((1, 2))
+    return found, (failed == 0) & (apart < tolerance)  # NaN compares as false

@@ -78,7 +78,7 @@ class Fit:
 
     restarts: int = 8
     max_iter: int = 100
-    tol: float = 1e-4
+    tol: float = 1e-3
     weights: RowWeights = RowWeights()
     code_weights: RowWeights = RowWeights()
 

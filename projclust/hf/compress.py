@@ -67,7 +67,7 @@ def compress_model(
     sample_weight: Any = None,
     restarts: int = 8,
     max_iter: int = 100,
-    tol: float = 1e-4,
+    tol: float = 1e-3,
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> ModelT:

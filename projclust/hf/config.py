@@ -70,7 +70,7 @@ class ProjClustConfig(QuantizationConfigMixin):
         seed: int = 0,
         restarts: int = 8,
         max_iter: int = 100,
-        tol: float = 1e-4,
+        tol: float = 1e-3,
         ranks: str = Ranks.EQUAL.value,
         loss: str = Loss.L2.value,
         bits: float | None = None,

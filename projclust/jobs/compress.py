@@ -84,7 +84,7 @@ class CompressOptions:
     metric: str = Metric.MODEL.value
     restarts: int = 8
     max_iter: int = 100
-    tol: float = 1e-4
+    tol: float = 1e-3
     seed: int = 0
     device: str = "auto"
     output: str | None = None

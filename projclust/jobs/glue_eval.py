@@ -57,7 +57,7 @@ class GlueEvalOptions:
     metric: str = Metric.MODEL.value
     restarts: int = 8
     max_iter: int = 100
-    tol: float = 1e-4
+    tol: float = 1e-3
     protocol: str | None = None
     epochs: int | None = None
     baseline_epochs: int = 3

@@ -2,10 +2,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
+from projclust.clustering import solver
 from projclust.clustering.moments import Moments, fit_subspaces
+from projclust.clustering.moves import Look, look_at_all
 from projclust.clustering.rows import Rows
-from projclust.clustering.solver import descend, fill_spare_clusters
+from projclust.clustering.solver import alternate, descend, fill_spare_clusters
 from projclust.clustering.subspaces import Subspaces, assign_rows, orthonormal_rows
 
 
@@ -103,11 +106,48 @@ def test_one_step_of_iteration_never_raises_the_cost_and_many_reach_the_best() -
 def test_the_last_step_looked_at_everything() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = Rows.of(torch.randn(2000, 12, generator=generator) @ torch.diag(0.8 ** torch.arange(12.0)))
-    moments = Moments(rows, torch.randint(0, 5, (2000,), generator=generator), 5, affine=False)
     start = Subspaces.of(orthonormal_rows(torch.randn(5, 4, 12, generator=generator)))
-    subspaces, history = descend(moments, start, max_iter=500, tol=0.0)
-    assert len(history) < 500
-    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(history))
-    # One more look at all subspaces for all rows finds next to nothing: it did not stop on the contested rows alone.
-    look = assign_rows(rows, subspaces)
-    assert float(look.distances.double().sum()) >= history[-1] * (1 - 1e-3)
+    settled = alternate(rows, start.bases, 4, False, 500, 0.0, generator, lambda step, cost: None)[1]
+    assert len(settled.history) < 500
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise([*settled.history, settled.cost]))
+    # An exact fit to its labels and one more look find nothing: it did not stop on the contested rows alone.
+    again = assign_rows(rows, fit_subspaces(rows, settled.labels, 5, 4)[0])
+    assert float(again.distances.double().sum()) >= settled.cost * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_step_that_would_raise_the_cost_is_taken_back(affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows.of(torch.randn(300, 8, generator=generator, dtype=torch.float64))
+    labels = torch.randint(0, 3, (300,), generator=generator)
+    halves = torch.arange(300) % 2 == 0
+
+    def everything_moves(*arguments: object) -> tuple[Look, Tensor]:
+        """A look that is wrong of every row."""
+        look, gaps = look_at_all(*arguments)  # type: ignore[arg-type]
+        following = bool(arguments[3].per_energy.any())  # type: ignore[attr-defined]
+        return (Look((look.labels + 1) % 3, look.gains), gaps) if following else (look, gaps)
+
+    monkeypatch.setattr(solver, "look_at_all", everything_moves)
+    moments = Moments(rows, labels, 3, affine)
+    subspaces, _ = fit_subspaces(rows, labels, 3, 4, affine)
+    before = moments.improve(subspaces)[2]
+    _, history = descend(moments, subspaces, halves, max_iter=50, tol=0.0)
+    # By distance it went on, from where the bad step began.
+    assert len(history) > 3
+    assert history[0] < before
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(history))
+    fresh = Moments(rows, moments.labels, 3, affine)
+    assert moments.grams is not None
+    assert fresh.grams is not None
+    assert torch.allclose(moments.grams, fresh.grams)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_cost_never_rises_where_few_rows_have_much_leverage(affine: bool) -> None:
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        rows = Rows.of(torch.randn(40, 8, generator=generator, dtype=torch.float64))
+        start = orthonormal_rows(torch.randn(3, 4, 8, generator=generator, dtype=torch.float64))
+        _, settled = alternate(rows, start, 4, affine, 100, 0.0, generator, lambda step, cost: None)
+        assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise([*settled.history, settled.cost]))
