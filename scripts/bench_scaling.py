@@ -48,7 +48,7 @@ def fit_once(folder: Path, case: Case, device: str) -> dict[str, Any]:
     if together:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     table = read_table(folder)[: case.n, : case.d]
-    ProjectiveClustering(2, 4, device=device).fit(torch.randn(2048, 64))  # the libraries' own buffers
+    ProjectiveClustering(4, 64, device=device).fit(torch.randn(4096, 256))  # the libraries' own buffers
     clustering = ProjectiveClustering(
         case.k, case.j, device=device, process_group=dist.group.WORLD if together else None
     )

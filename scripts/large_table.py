@@ -23,7 +23,7 @@ GROUPS = 64
 def make_table(real: Tensor, n: int, d: int, seed: int = 0) -> Tensor:
     """(n, d) float32 rows like those of `real` (m, at least d)."""
     generator = torch.Generator().manual_seed(seed)
-    (labels,) = first_labels(Init.SPHERICAL, Rows.of(real), GROUPS, 1, 1, generator)
+    (labels,) = first_labels(Init.SPHERICAL, Rows.of(real), GROUPS, 1, [generator])
     principal = torch.linalg.eigh(real.double().T @ real.double())[1][:, -d:].flip(1).float()
     table = torch.empty(n, d)
     shuffled = torch.randperm(n, generator=generator)

@@ -60,13 +60,13 @@ def default(rows: Rows, k: int, j: int, seed: int, **options: object) -> float:
 
 def no_climbing(rows: Rows, k: int, j: int, seed: int) -> float:
     """k-means labels, then full rank at once, as the paper does from a random partition."""
-    (labels,) = first_labels(Init.SPHERICAL, rows, k, 1, 1, generator(seed))
+    (labels,) = first_labels(Init.SPHERICAL, rows, k, 1, [generator(seed)])
     return from_labels(rows, labels, k, j)[1]
 
 
 def random_no_climbing(rows: Rows, k: int, j: int, seed: int) -> float:
     """The paper's start: a random partition, at full rank at once."""
-    (labels,) = first_labels(Init.RANDOM, rows, k, 1, 1, generator(seed))
+    (labels,) = first_labels(Init.RANDOM, rows, k, 1, [generator(seed)])
     return from_labels(rows, labels, k, j)[1]
 
 
@@ -116,8 +116,8 @@ def split_and_merge(rows: Rows, k: int, j: int, seed: int, tries: int = 3) -> fl
         trial = torch.where(labels == a, b, labels)
         members = (labels == worst).nonzero().squeeze(1)
         part = Rows.of(rows.table[members])
-        halves = first_labels(Init.SPHERICAL, part, 2, 1, 1, generator(seed + attempt))
-        bases, _ = scout(part, halves, 2, RANKS, generator(seed))
+        halves = first_labels(Init.SPHERICAL, part, 2, 1, [generator(seed + attempt)])
+        bases, _ = scout(part, halves, 2, RANKS, [generator(seed)])
         trial[members] = torch.where(assign_rows(part, Subspaces.of(bases)).labels == 0, worst, a)
         trial, found = from_labels(rows, trial, k, j)
         if found < cost:
@@ -128,20 +128,20 @@ def split_and_merge(rows: Rows, k: int, j: int, seed: int, tries: int = 3) -> fl
 def co_association(rows: Rows, k: int, j: int, seed: int) -> float:
     """Labels of sixteen cheap runs, k-means on which of them agree, and a climb from there."""
     drawn = generator(seed)
-    starts = first_labels(Init.SPHERICAL, rows, k, 16, 1, drawn)
-    runs = [scout(rows, start.unsqueeze(0), k, RANKS, drawn)[0] for start in starts]
+    starts = first_labels(Init.SPHERICAL, rows, k, 1, [drawn] * 16)
+    runs = [scout(rows, start.unsqueeze(0), k, RANKS, [drawn])[0] for start in starts]
     votes = [torch.nn.functional.one_hot(assign_rows(rows, Subspaces.of(run)).labels, k) for run in runs]
     consensus = KMeans(k, n_init=4, random_state=seed).fit_predict(torch.cat(votes, 1).float().numpy())
     labels = torch.from_numpy(consensus).long().unsqueeze(0)
-    bases, _ = scout(rows, labels, k, RANKS, drawn)
+    bases, _ = scout(rows, labels, k, RANKS, [drawn])
     return from_bases(rows, bases, j, seed).cost
 
 
 def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
     """A fit to a quarter of the rows, drawn by their share of the cost and weighted to match, then one to all."""
     drawn = generator(seed)
-    labels = first_labels(Init.SPHERICAL, rows, k, 1, 1, drawn)
-    bases, _ = scout(rows, labels, k, RANKS, drawn)
+    labels = first_labels(Init.SPHERICAL, rows, k, 1, [drawn])
+    bases, _ = scout(rows, labels, k, RANKS, [drawn])
     look = assign_rows(rows, Subspaces.of(bases))
     sizes = torch.bincount(look.labels, minlength=k)[look.labels]
     sensitivity = look.distances / look.distances.sum() + 1 / (k * sizes)
@@ -153,9 +153,9 @@ def coreset(rows: Rows, k: int, j: int, seed: int) -> float:
 
 
 WAYS: dict[str, Callable[[Rows, int, int, int], float]] = {
-    "default: 8 starts on a sample, the best climbs": default,
+    "default: 16 starts on a sample, the best climbs": default,
     "one start": lambda *where: default(*where, restarts=1),
-    "32 starts": lambda *where: default(*where, restarts=32),
+    "64 starts": lambda *where: default(*where, restarts=64),
     "starts tried on all rows": whole_sample,
     "residual seeding": lambda *where: default(*where, init="residual"),
     "random partition": lambda *where: default(*where, init="random"),

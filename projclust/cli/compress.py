@@ -84,7 +84,7 @@ def compress(
     weights_exponent: WeightsExponent = None,
     codes: Codes = None,
     metric: MetricOption = MetricName.MODEL,
-    restarts: Restarts = 8,
+    restarts: Restarts = 16,
     max_iter: MaxIter = 100,
     tol: Tolerance = 1e-3,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of all random choices.")] = 0,

@@ -69,7 +69,7 @@ def glue_eval(
     weights_exponent: WeightsExponent = None,
     codes: Codes = None,
     metric: MetricOption = MetricName.MODEL,
-    restarts: Restarts = 8,
+    restarts: Restarts = 16,
     max_iter: MaxIter = 100,
     tol: Tolerance = 1e-3,
     protocol: Annotated[

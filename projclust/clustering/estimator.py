@@ -14,16 +14,17 @@ from projclust.errors import ProjclustError
 from .moments import fit_subspaces
 from .processes import Team
 from .ranks import Ranks, adapt_ranks
-from .robust import Loss, fit_robustly
+from .robust import Loss, fit_robustly, without_far_rows
 from .rows import Rows, exact_products
-from .seeding import Init, first_labels, left_by_one_direction, random_partition, scout
+from .seeding import TOGETHER, Init, first_labels, left_by_one_direction, random_partition, scout
 from .solver import alternate, describe
 from .subspaces import Subspaces, assign_rows, project_rows
 
 # Every start settles its large structure at these low ranks, on a sample of the rows, and is judged by its cost there;
 # the best one goes on to all rows and to full rank.
 _SCOUTING_RANKS = (1, 4, 16)
-_SAMPLE_ROWS = 16384
+_SAMPLE_ROWS = 8192
+_SAMPLE_ROWS_PER_CLUSTER = 256
 
 # Called when a start was judged, with its number (from 1), and after every full step with the number of starts and the
 # step (from 1); both times with the cost.
@@ -95,7 +96,7 @@ class ProjectiveClustering:
         ranks: Ranks | str = Ranks.EQUAL,
         loss: Loss | str = Loss.L2,
         init: Init | str = Init.SPHERICAL,
-        restarts: int = 8,
+        restarts: int = 16,
         max_iter: int = 100,
         tol: float = 1e-3,
         seed: int = 0,
@@ -159,7 +160,8 @@ class ProjectiveClustering:
         ranks: Ranks,
         progress: Progress,
     ) -> None:
-        rows = Rows.of(table, weights, device, Team.of(self.process_group))
+        everything = Rows.of(table, weights, device, Team.of(self.process_group))
+        rows = everything if loss is Loss.L2 else without_far_rows(everything)
         generator = torch.Generator().manual_seed(self.seed)
         steps = 0
 
@@ -182,7 +184,7 @@ class ProjectiveClustering:
             subspaces, spectra = fit_subspaces(rows, labels, self.n_clusters, self.rank, self.affine)
             fit = describe(rows, labels, subspaces, spectra, [])
         if loss is not Loss.L2:
-            fit = fit_robustly(rows, fit, loss, self.affine, self.max_iter, self.tol, on_step)
+            fit = fit_robustly(everything, fit, loss, self.affine, self.max_iter, self.tol, on_step)
         self.labels_ = rows.gather(fit.labels)
         self.components_ = fit.subspaces.bases
         self.means_ = fit.subspaces.means
@@ -197,11 +199,15 @@ class ProjectiveClustering:
     def _best_start(self, rows: Rows, init: Init, generator: torch.Generator, progress: Progress) -> Tensor:
         """(k, r, d) low-rank bases of the start that is best on a sample of the rows."""
         k, ranks = self.n_clusters, [rank for rank in _SCOUTING_RANKS if rank <= self.rank]
-        sample = rows.sample(_SAMPLE_ROWS, generator)
+        # Every process has the same sample, and starts of its own.
+        sample = rows.whole.sample(max(_SAMPLE_ROWS, k * _SAMPLE_ROWS_PER_CLUSTER), generator)
         left = left_by_one_direction(sample)
         sample = replace(sample, table=sample.table.to(sample.search_dtype(left)))
-        labels = first_labels(init, sample, k, self.restarts, ranks[-1], generator, left)
-        best, costs = scout(sample, labels, k, ranks, generator, left)
+        groups = torch.randint(2**62, (self.restarts,), generator=generator).split(TOGETHER)
+        seeds = [seed for group in groups[rows.team.share(len(groups))] for seed in group.tolist()]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        labels = first_labels(init, sample, k, ranks[-1], generators, left)
+        best, costs = scout(sample, labels, k, ranks, generators, left, rows.team)
         for restart, cost in enumerate(costs.tolist(), 1):
             progress(restart, 0, cost)
         return best

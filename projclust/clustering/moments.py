@@ -40,12 +40,13 @@ class Moments:
         room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
         keep_grams = keep_grams and 8 * k * d * d <= room
         self.grams = rows.norms.new_zeros(len(share), d, d, dtype=torch.float64) if keep_grams else None
-        self._add(rows_by_cluster(labels, k))
+        self._add(rows_by_cluster(rows.gather(labels), k))
 
     def move(self, labels: Tensor) -> None:
         """Take over new labels."""
-        moved = (labels != self.labels).nonzero().squeeze(1)
-        come, gone = (rows_by_cluster(where[moved], self.n_clusters) for where in (labels, self.labels))
+        new, old = self.rows.gather(labels), self.rows.gather(self.labels)
+        moved = (new != old).nonzero().squeeze(1)
+        come, gone = (rows_by_cluster(where[moved], self.n_clusters) for where in (new, old))
         self._add([moved[members] for members in come], [moved[members] for members in gone])
         self._take(labels)
 
@@ -56,14 +57,17 @@ class Moments:
         self._energies = self._sums(self.rows.norms)
 
     def _add(self, come: list[Tensor], gone: list[Tensor] | None = None) -> None:
-        """Add the rows that came to each cluster, in every process, and take away those that have gone."""
-        rows, alone = self.rows, self.rows.team.size == 1
-        firsts, grams = self.firsts, self.grams
-        if not alone:
-            # What travels is the change: of Gram matrices, which are large, in the precision of the products.
-            firsts = None if firsts is None else torch.zeros_like(firsts)
-            grams = None if grams is None else rows.norms.new_zeros(self.n_clusters, rows.dim, rows.dim)
-        for cluster, members in enumerate(come) if firsts is not None or grams is not None else []:
+        """Add the rows (their numbers among all) that came to each cluster, and take away those that have gone.
+
+        Every process reads the rows of all that concern its own clusters, so that no matrices travel, and so that the
+        sums are the same, to the last bit, however many processes there are.
+        """
+        rows, k = self.rows.whole, self.n_clusters
+        share = range(k)[self.rows.team.share(k)]
+        for cluster, members in enumerate(come):
+            own_gram = self.grams is not None and cluster in share
+            if not own_gram and self.firsts is None:
+                continue
             which = members if gone is None else torch.cat([members, gone[cluster]])
             exact = torch.float64 if len(which) * rows.dim <= SMALL else None
             for where, block in rows.blocks(rows.dim, which, exact):
@@ -72,14 +76,10 @@ class Moments:
                     signs = torch.ones_like(weighted[:, :1])
                     signs[max(len(members) - where.start, 0) :] = -1
                     weighted = weighted * signs
-                if firsts is not None:
-                    firsts[cluster] += weighted.sum(0, dtype=torch.float64)
-                if grams is not None:
-                    grams[cluster] += weighted.T @ block
-        if not alone and self.firsts is not None and firsts is not None:
-            self.firsts += rows.team.sum(firsts)
-        if not alone and self.grams is not None and grams is not None:
-            self.grams += rows.team.sum_of_share(grams)
+                if self.firsts is not None:
+                    self.firsts[cluster] += weighted.sum(0, dtype=torch.float64)
+                if self.grams is not None and own_gram:
+                    self.grams[cluster - share.start] += weighted.T @ block
 
     def masses(self) -> Tensor:
         """(k,) float64 sum of the weights in each cluster."""
@@ -122,8 +122,8 @@ class Moments:
         energies[mine] /= given.square().sum(2, dtype=torch.float64)
         bases = torch.zeros_like(subspaces.bases)
         bases[mine] = orthonormal_rows(products[mine])
-        team.sum(energies)
-        team.sum(bases)
+        team.exchange(energies)
+        team.exchange(bases)
         captured = sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(subspaces.ranks))
         cost = max(float(totals.sum() - captured), 0.0)
         means = None if means is None else means.to(bases.dtype)
@@ -136,7 +136,7 @@ class Moments:
         if self.grams is not None:
             masses = self.masses()
             share = range(self.n_clusters)[team.share(self.n_clusters)]
-            dtype = torch.float64 if bases.numel() <= SMALL else bases.dtype
+            dtype = torch.float64 if bases[0].numel() <= SMALL else bases.dtype
             for cluster, scatter in zip(share, self.grams, strict=True):
                 if means is not None:
                     scatter = scatter - masses[cluster] * torch.outer(means[cluster], means[cluster])
@@ -173,33 +173,29 @@ def fit_subspaces(
     bases = torch.zeros(n_clusters, rank, d, dtype=rows.dtype, device=rows.device)
     spectra = torch.zeros(n_clusters, d, dtype=torch.float64, device=rows.device)
     means = torch.zeros(n_clusters, d, dtype=torch.float64, device=rows.device) if affine else None
-    # One Gram matrix at a time in each process, so that many clusters need no more memory than one.
-    for first in range(0, n_clusters, team.size):
-        for cluster in range(first, min(first + team.size, n_clusters)):
-            members = (labels == cluster).nonzero().squeeze(1)
-            gram = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
-            moment = torch.zeros(d + 1, dtype=torch.float64, device=rows.device)  # sum of w x, and of w
-            for where, block in rows.blocks(d, members):
-                block = block.double()
-                weighted = rows.weighted(block, members[where])
-                # The lower triangle, which is what the eigensolver reads, in strips that end at the diagonal.
-                for last in range(_STRIP, d + _STRIP, _STRIP):
-                    strip = slice(last - _STRIP, last)
-                    gram[strip, :last] += weighted[:, strip].T @ block[:, :last]
-                moment[:d] += weighted.sum(0)
-            moment[d] = len(members) if rows.weights is None else rows.weights[members].sum(dtype=torch.float64)
-            team.sum(gram)
-            if means is not None and team.sum(moment)[d] > 0:
-                means[cluster] = moment[:d] / moment[d]
-                gram -= moment[d] * torch.outer(means[cluster], means[cluster])
-            if cluster - first == team.rank:
-                own = gram
-        if first + team.rank < n_clusters:
-            values, vectors = _eigenvectors(own)
-            bases[first + team.rank] = vectors[:, d - rank :].flip(1).T
-            spectra[first + team.rank] = values.flip(0).clamp_(min=0)
-    team.sum(spectra)
-    return Subspaces.of(team.sum(bases), None if means is None else means.to(rows.dtype)), spectra
+    everybody = rows.whole
+    groups = rows.gather(labels)
+    # One Gram matrix at a time, so that many clusters need no more memory than one; each process makes its share.
+    for cluster in range(n_clusters)[team.share(n_clusters)]:
+        members = (groups == cluster).nonzero().squeeze(1)
+        gram = torch.zeros(d, d, dtype=torch.float64, device=rows.device)
+        moment = torch.zeros(d + 1, dtype=torch.float64, device=rows.device)  # sum of w x, and of w
+        for where, block in everybody.blocks(d, members, torch.float64):
+            weighted = everybody.weighted(block, members[where])
+            # The lower triangle, which is what the eigensolver reads, in strips that end at the diagonal.
+            for last in range(_STRIP, d + _STRIP, _STRIP):
+                strip = slice(last - _STRIP, last)
+                gram[strip, :last] += weighted[:, strip].T @ block[:, :last]
+            moment[:d] += weighted.sum(0)
+        moment[d] = len(members) if everybody.weights is None else everybody.weights[members].sum(dtype=torch.float64)
+        if means is not None and moment[d] > 0:
+            means[cluster] = moment[:d] / moment[d]
+            gram -= moment[d] * torch.outer(means[cluster], means[cluster])
+        values, vectors = _eigenvectors(gram)
+        bases[cluster] = vectors[:, d - rank :].flip(1).T
+        spectra[cluster] = values.flip(0).clamp_(min=0)
+    means = None if means is None else team.exchange(means).to(rows.dtype)
+    return Subspaces.of(team.exchange(bases), means), team.exchange(spectra)
 
 
 def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:

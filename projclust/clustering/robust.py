@@ -29,6 +29,19 @@ class Loss(str, Enum):
 _SMALLEST = 1e-3
 
 
+def without_far_rows(rows: Rows) -> Rows:
+    """The rows for a fit to start from: none counts for more than one of median length.
+
+    Least squares would give far rows subspaces of their own, and reweighting does not take these back.
+    """
+    lengths = rows.gather(rows.norms)
+    if not lengths.any():
+        return rows
+    typical = lengths[lengths > 0].median()
+    factors = (typical / rows.norms.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1)
+    return rows.reweighted(factors if rows.weights is None else factors * rows.weights)
+
+
 def fit_robustly(rows: Rows, start: Fit, loss: Loss, affine: bool, max_iter: int, tol: float, on_step: OnStep) -> Fit:
     """Go on from a fit by squared distances to one by `loss`, of the same rank.
 
@@ -41,7 +54,7 @@ def fit_robustly(rows: Rows, start: Fit, loss: Loss, affine: bool, max_iter: int
     history: list[float] = []
     while len(history) < max_iter:
         weights = _weights(rows, loss, distances, median)
-        moments = Moments(replace(rows, weights=weights), labels, k, affine, keep_grams=False)
+        moments = Moments(rows.reweighted(weights), labels, k, affine, keep_grams=False)
         subspaces, _, _ = moments.improve(subspaces)
         look = assign_rows(rows, subspaces)
         labels, distances = look.labels, look.distances
@@ -49,7 +62,7 @@ def fit_robustly(rows: Rows, start: Fit, loss: Loss, affine: bool, max_iter: int
         on_step(len(history), history[-1])
         if len(history) > 1 and history[-2] - history[-1] <= tol * history[-2]:
             break
-    reweighted = replace(rows, weights=_weights(rows, loss, distances, median))
+    reweighted = rows.reweighted(_weights(rows, loss, distances, median))
     subspaces, spectra = fit_subspaces(reweighted, labels, k, rank, affine)
     fit = describe(rows, assign_rows(rows, subspaces).labels, subspaces, spectra, [])
     inertia = rows.weighted_sum(_losses(loss, fit.residuals, median))

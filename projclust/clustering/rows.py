@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Rows:
         team: the processes that hold the other rows.
         numbers: (n,) ascending; which of the rows of all processes these are.
         total: number of rows of all processes.
+        others: the rows of all processes, as one alone would see them; None for a process alone.
     """
 
     table: Tensor
@@ -38,6 +39,7 @@ class Rows:
     team: Team
     numbers: Tensor
     total: int
+    others: "Rows | None" = None
 
     @staticmethod
     def of(
@@ -59,12 +61,27 @@ class Rows:
         own = table[share]
         if _fits(own, device):
             own = own.to(device)
-        weights = None if weights is None else weights[share].to(device, dtype)
+        all_weights = None if weights is None else weights.to(device, dtype)
+        weights = None if all_weights is None else all_weights[share]
         numbers = torch.arange(team.rank, len(table), team.size, device=device)
         rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, numbers, len(table))
         for where, block in rows.blocks(rows.dim):
             rows.norms[where] = block.square().sum(1)
-        return rows
+        if team.size == 1:
+            return rows
+        everybody = torch.arange(len(table), device=device)
+        whole = Rows(table, rows.gather(rows.norms), all_weights, Team(), everybody, len(table))
+        return replace(rows, others=whole)
+
+    @property
+    def whole(self) -> "Rows":
+        """The rows of all processes, as one alone sees them: all have the same matrix."""
+        return self if self.others is None else self.others
+
+    def reweighted(self, weights: Tensor) -> "Rows":
+        """The same rows with other weights (n,)."""
+        others = None if self.others is None else replace(self.others, weights=self.gather(weights))
+        return replace(self, weights=weights, others=others)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -154,9 +171,11 @@ class Rows:
         """(total, ...) values (n, ...) of each row, of the rows of all processes."""
         if self.team.size == 1:
             return values
-        whole = torch.zeros(self.total, *values.shape[1:], dtype=values.dtype, device=values.device)
-        whole[self.numbers] = values
-        return self.team.sum(whole)
+        size = self.team.size
+        dealt = values.new_empty(size, -(-self.total // size), *values.shape[1:])
+        dealt[self.team.rank, : len(values)] = values
+        # Rows were dealt out in turn.
+        return self.team.exchange(dealt).transpose(0, 1).flatten(0, 1)[: self.total]
 
 
 def working_dtype(table: Tensor) -> torch.dtype:

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from .moments import fit_subspaces
+from .processes import Team
 from .rows import Rows
 from .subspaces import Subspaces, assign_rows, orthonormal_rows
 
 _KMEANS_STEPS = 15
+
+# Starts that share their products with the rows. Their number is the same however many processes share the starts, so
+# that every start goes the same way in each of them, rounding included.
+TOGETHER = 8
 
 
 class Init(str, Enum):
@@ -25,7 +30,7 @@ class Init(str, Enum):
 
 
 def first_labels(
-    init: Init, rows: Rows, n_clusters: int, starts: int, rank: int, generator: torch.Generator, left: float = 0.0
+    init: Init, rows: Rows, n_clusters: int, rank: int, generators: Sequence[torch.Generator], left: float = 0.0
 ) -> Tensor:
     """(starts, n) int64 labels to start from; drawn on the CPU, so that they are the same on every device.
 
@@ -33,18 +38,19 @@ def first_labels(
         init: how.
         rows: n of them.
         n_clusters: k.
-        starts: how many.
         rank: of the subspaces that residual seeding tries.
-        generator: of all random choices.
+        generators: of all random choices, one for each start.
         left: the share of energy that one direction leaves, if known: where it is large, a coarse search will do.
     """
     match init:
         case Init.SPHERICAL:
-            return _spherical_kmeans(rows, n_clusters, starts, generator, left)
+            groups = [generators[first : first + TOGETHER] for first in range(0, len(generators), TOGETHER)]
+            found = [labels for group in groups for labels in _spherical_kmeans(rows, n_clusters, group, left)]
         case Init.RESIDUAL:
-            return torch.stack([_residual_seeding(rows, n_clusters, rank, generator) for _ in range(starts)])
+            found = [_residual_seeding(rows, n_clusters, rank, generator) for generator in generators]
         case Init.RANDOM:
-            return torch.stack([random_partition(rows, n_clusters, generator) for _ in range(starts)])
+            found = [random_partition(rows, n_clusters, generator) for generator in generators]
+    return torch.stack(found) if found else torch.zeros(0, len(rows), dtype=torch.int64, device=rows.device)
 
 
 def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) -> Tensor:
@@ -53,25 +59,25 @@ def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) ->
     return labels.to(rows.device)[rows.numbers]
 
 
-def _spherical_kmeans(rows: Rows, n_clusters: int, starts: int, generator: torch.Generator, left: float) -> Tensor:
+def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Generator], left: float) -> Tensor:
     """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007).
 
     Only directions count, not lengths: weighing rows by |x|^2, their share of the cost, ended in higher costs.
     """
-    n, d, k = len(rows), rows.dim, n_clusters
+    n, d, k, starts = len(rows), rows.dim, n_clusters, len(generators)
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
+    dtype = rows.search_dtype(left)
     mass = torch.ones_like(scale) if rows.weights is None else rows.weights
     directions = torch.zeros(starts, k, d, dtype=rows.dtype, device=rows.device)
     spread = torch.ones(n, starts, dtype=rows.dtype, device=rows.device)  # 1 - cosine to the nearest direction so far
     for cluster in range(k):
-        seeds = rows.take(_draw(rows, mass.unsqueeze(1) * spread, generator))  # (starts, d)
+        seeds = rows.take(_draw(rows, mass.unsqueeze(1) * spread, generators))  # (starts, d)
         directions[:, cluster] = torch.nn.functional.normalize(seeds, dim=1)
         for where, block in rows.blocks(d):
             gap = 1 - (block @ directions[:, cluster].T) * scale[where].unsqueeze(1)
             spread[where] = (gap if cluster == 0 else torch.minimum(spread[where], gap)).clamp_(min=0)
 
     labels = torch.zeros(starts, n, dtype=torch.int64, device=rows.device)
-    dtype = rows.search_dtype(left)
     share = mass * scale  # share * x is the row's unit vector times its weight
     for _ in range(_KMEANS_STEPS):
         sums = torch.zeros_like(directions)
@@ -112,7 +118,7 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     for _ in range(n_clusters):
         mass = distances if rows.weights is None else distances * rows.weights
-        center = rows.take(_draw(rows, mass.unsqueeze(1), generator)).squeeze(0)
+        center = rows.take(_draw(rows, mass.unsqueeze(1), [generator])).squeeze(0)
         cosines = torch.empty_like(rows.norms)
         for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
@@ -123,12 +129,12 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
     return assign_rows(rows, Subspaces.of(torch.cat(bases))).labels
 
 
-def _draw(rows: Rows, mass: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(rows: Rows, mass: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """(starts,) numbers of rows, of all processes, drawn by the columns of `mass` (n, starts); uniformly if all 0."""
     cumulative = rows.gather(mass).double().cpu().cumsum(0)
-    points = torch.rand(mass.shape[1], dtype=torch.float64, generator=generator)
     drawn = []
-    for column, point in zip(cumulative.T, points, strict=True):
+    for column, generator in zip(cumulative.T, generators, strict=True):
+        point = torch.rand((), dtype=torch.float64, generator=generator)
         if column[-1] <= 0:
             column = torch.arange(1, len(column) + 1, dtype=torch.float64)
         found = torch.searchsorted(column.contiguous(), point * column[-1], right=True)
@@ -141,46 +147,75 @@ def scout(
     labels: Tensor,
     n_clusters: int,
     ranks: Sequence[int],
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     left: float = 0.0,
+    team: Team | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Settle the large structure of several starts at low ranks, and keep the best one.
 
     Low-rank subspaces discriminate between rows that high-rank ones serve equally well. On real tables starting low
-    and climbing lowers the final cost more than further starts do. The worse half of the starts is given up before the
-    last rank, which costs more than all before.
+    and climbing lowers the final cost more than further starts do. The worse half of each group of starts is given up
+    before the last rank, which costs more than all before.
 
     Args:
-        sample: m rows.
-        labels: (starts, m) int64.
+        sample: m rows, the same in every process.
+        labels: (starts, m) int64, of this process's starts.
         n_clusters: k.
         ranks: ascending.
-        generator: of the directions to start from.
+        generators: of the directions to start from, one for each start of this process.
         left: as for `first_labels`.
+        team: the processes that try starts of their own.
 
     Returns:
-        (k, last rank, d) bases of the best start; and (starts,) float64 cost of each at its last rank.
+        (k, last rank, d) bases of the best start; and (starts,) float64 cost of each of all starts at its last rank.
     """
-    starts, d = len(labels), sample.dim
+    team, device = team or Team(), sample.device
+    counts = torch.zeros(team.size, dtype=torch.int64, device=device)
+    counts[team.rank] = len(labels)
+    team.sum(counts)
+    first = int(counts[: team.rank].sum())  # the number of this process's first start
     total = sample.weighted_sum(sample.norms)
-    costs = torch.full((starts,), torch.inf, dtype=torch.float64, device=sample.device)
-    running = torch.arange(starts, device=sample.device)
-    bases = torch.empty(starts, n_clusters, 0, d, dtype=sample.dtype, device=sample.device)
-    for level, rank in enumerate(ranks):
-        if level and rank == ranks[-1]:
-            running = costs.argsort()[: (starts + 1) // 2]
-            bases = bases[running]
-        known = bases.shape[2]
-        more = torch.randn(len(running), n_clusters, rank - known, d, dtype=sample.dtype, generator=generator)
-        bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
-        # The random directions become good ones while the rows stay where the known directions, or the labels, say.
-        for compared in [known, rank, rank] if known else [None, None, rank, rank]:
-            products, captured = _products(sample, bases, compared, labels, sample.search_dtype(left))
-            bases = _orthonormal(products)
-        costs[running] = total - captured
-        left = float(costs.min()) / max(total, torch.finfo(sample.dtype).tiny)
-    best = int(costs[running].argmin())
-    return bases[best], costs
+    costs = torch.zeros(int(counts.sum()), dtype=torch.float64, device=device)
+    groups = list(torch.arange(len(labels), device=device).split(TOGETHER)) if len(labels) else []
+    bases = [sample.norms.new_empty(len(group), n_clusters, 0, sample.dim) for group in groups]
+    for rank in ranks:
+        own = costs[first : first + len(labels)].clone()
+        costs.zero_()
+        for number, group in enumerate(groups):
+            if rank == ranks[-1] and len(ranks) > 1:
+                better = own[group].argsort()[: (len(group) + 1) // 2]
+                groups[number], bases[number] = group[better], bases[number][better]
+            drawing = [generators[start] for start in groups[number].tolist()]
+            dtype = sample.search_dtype(left)
+            bases[number], captured = _settle(sample, bases[number], rank, labels[groups[number]], drawing, dtype)
+            own[groups[number]] = total - captured
+        costs[first : first + len(labels)] = own
+        left = float(team.sum(costs).min()) / max(total, torch.finfo(sample.dtype).tiny)
+    best = int(costs.argmin()) - first
+    winner = sample.norms.new_zeros(n_clusters, ranks[-1], sample.dim)
+    for group, found in zip(groups, bases, strict=True):
+        winner += found[group == best].sum(0)
+    return team.sum(winner), costs
+
+
+def _settle(
+    sample: Rows,
+    bases: Tensor,
+    rank: int,
+    labels: Tensor,
+    generators: Sequence[torch.Generator],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Bases (starts, k, rank, d) from lower-rank ones, or from labels, and the energy that each start captures."""
+    _, k, known, d = bases.shape
+    shape = (k, rank - known, d)
+    more = torch.stack([torch.randn(shape, dtype=sample.dtype, generator=generator) for generator in generators])
+    bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
+    # The random directions become good ones while the rows stay where the known directions, or the labels, say.
+    for compared in [known, rank, rank] if known else [None, None, rank, rank]:
+        products, captured = _products(sample, bases, compared, labels, dtype)
+        bases = _orthonormal(products)
+    return bases, captured
 
 
 def _orthonormal(bases: Tensor) -> Tensor:
@@ -212,4 +247,4 @@ def _products(
         captured += (explained * own).sum((0, 2), dtype=torch.float64)
         shares = coordinates * own.unsqueeze(3).to(block.dtype)
         products += (shares.flatten(1).T @ block).view_as(products)
-    return sample.team.sum(products), sample.team.sum(captured)
+    return products, captured

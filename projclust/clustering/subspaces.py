@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .rows import Rows, block_bytes
 
-# Numbers in matrices so small that float64 costs next to nothing.
-SMALL = 2**18
+# Numbers in a matrix so small that float64 costs next to nothing.
+SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def orthonormal_rows(matrices: Tensor) -> Tensor:
     at_once = max(1, block_bytes(matrices.device) // (8 * matrices[0].numel()))
     for part, out in zip(matrices.split(at_once), bases.split(at_once), strict=True):
         good = torch.zeros(len(part), dtype=torch.bool)
-        if part.dtype == torch.float32 and part.numel() > SMALL:
+        if part.dtype == torch.float32 and part[0].numel() > SMALL:
             found, good = _cholesky_orthonormal(part, 2e-6)
         if not good.all():
             found, good = _cholesky_orthonormal(part.double(), 1e-8)

@@ -76,7 +76,7 @@ class Fit:
         code_weights: of codes "auto" and of product quantization.
     """
 
-    restarts: int = 8
+    restarts: int = 16
     max_iter: int = 100
     tol: float = 1e-3
     weights: RowWeights = RowWeights()

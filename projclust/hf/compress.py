@@ -65,7 +65,7 @@ def compress_model(
     codes: str | None = None,
     metric: Metric | str = Metric.MODEL,
     sample_weight: Any = None,
-    restarts: int = 8,
+    restarts: int = 16,
     max_iter: int = 100,
     tol: float = 1e-3,
     seed: int = 0,

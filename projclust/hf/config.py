@@ -68,7 +68,7 @@ class ProjClustConfig(QuantizationConfigMixin):
         method: str = Method.PROJECTIVE.value,
         codes: str | None = None,
         seed: int = 0,
-        restarts: int = 8,
+        restarts: int = 16,
         max_iter: int = 100,
         tol: float = 1e-3,
         ranks: str = Ranks.EQUAL.value,

@@ -82,7 +82,7 @@ class CompressOptions:
     weights_exponent: float | None = None
     codes: str | None = None
     metric: str = Metric.MODEL.value
-    restarts: int = 8
+    restarts: int = 16
     max_iter: int = 100
     tol: float = 1e-3
     seed: int = 0

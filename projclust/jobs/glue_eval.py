@@ -55,7 +55,7 @@ class GlueEvalOptions:
     weights_exponent: float | None = None
     codes: str | None = None
     metric: str = Metric.MODEL.value
-    restarts: int = 8
+    restarts: int = 16
     max_iter: int = 100
     tol: float = 1e-3
     protocol: str | None = None

@@ -278,6 +278,15 @@ def test_far_rows_do_not_dominate_robust_losses(method: str) -> None:
     assert max(close["l1"], close["huber"]) < 0.1 * close["l2"]
 
 
+def test_robust_losses_of_mostly_empty_rows() -> None:
+    rows = torch.zeros(40, 6)
+    rows[::4] = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    for table, rest in ((rows, True), (torch.zeros(40, 6), False)):
+        for loss in ("l1", "huber"):
+            fitted = ProjectiveClustering(2, 2, loss=loss).fit(table)
+            assert (0 < fitted.inertia_ < table.norm(dim=1).sum()) == rest
+
+
 def test_losses_by_hand() -> None:
     # One line through the origin along x, rows at distances 0, 1, 2, 4 from it; their median (the lower one) is 1.
     rows = torch.tensor([[50.0, 0.0], [50.0, 1.0], [50.0, -2.0], [50.0, 1.0]], dtype=torch.float64)
