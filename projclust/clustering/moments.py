@@ -11,7 +11,7 @@ from .subspaces import SMALL, Subspaces, centred_blocks, orthonormal_rows, rows_
 # few rows, for their width, that multiplying with the rows themselves costs no more.
 _LARGEST_SHARE = 0.5
 
-# Columns of a strip of an exact Gram matrix. Of 768, strips of 192 leave out three eighths of the products.
+# Rows of a strip of a Gram matrix. Of 768, strips of 192 leave out three eighths of the products.
 _STRIP = 192
 
 
@@ -78,8 +78,13 @@ class Moments:
                     weighted = weighted * signs
                 if self.firsts is not None:
                     self.firsts[cluster] += weighted.sum(0, dtype=torch.float64)
-                if self.grams is not None and own_gram:
+                if self.grams is not None and own_gram and gone is None:
+                    _add_lower_triangle(self.grams[cluster - share.start], weighted, block)
+                elif self.grams is not None and own_gram:
                     self.grams[cluster - share.start] += weighted.T @ block
+            if self.grams is not None and own_gram and gone is None:
+                gram = self.grams[cluster - share.start]
+                gram.copy_(gram.tril() + gram.tril(-1).T)
 
     def masses(self) -> Tensor:
         """(k,) float64 sum of the weights in each cluster."""
@@ -182,10 +187,7 @@ def fit_subspaces(
         moment = torch.zeros(d + 1, dtype=torch.float64, device=rows.device)  # sum of w x, and of w
         for where, block in everybody.blocks(d, members, torch.float64):
             weighted = everybody.weighted(block, members[where])
-            # The lower triangle, which is what the eigensolver reads, in strips that end at the diagonal.
-            for last in range(_STRIP, d + _STRIP, _STRIP):
-                strip = slice(last - _STRIP, last)
-                gram[strip, :last] += weighted[:, strip].T @ block[:, :last]
+            _add_lower_triangle(gram, weighted, block)  # the eigensolver reads no more
             moment[:d] += weighted.sum(0)
         moment[d] = len(members) if everybody.weights is None else everybody.weights[members].sum(dtype=torch.float64)
         if means is not None and moment[d] > 0:
@@ -196,6 +198,13 @@ def fit_subspaces(
         spectra[cluster] = values.flip(0).clamp_(min=0)
     means = None if means is None else team.exchange(means).to(rows.dtype)
     return Subspaces.of(team.exchange(bases), means), team.exchange(spectra)
+
+
+def _add_lower_triangle(gram: Tensor, weighted: Tensor, block: Tensor) -> None:
+    """Add ``weighted.T @ block``, which is symmetric, in strips that end at the diagonal or a little right of it."""
+    for last in range(_STRIP, len(gram) + _STRIP, _STRIP):
+        strip = slice(last - _STRIP, last)
+        gram[strip, :last] += weighted[:, strip].T @ block[:, :last]
 
 
 def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,10 @@ def fit_robustly(rows: Rows, start: Fit, loss: Loss, affine: bool, max_iter: int
         a fit whose `inertia` and `cost_history` are weighted sums of the loss.
     """
     k, rank, _ = start.subspaces.bases.shape
-    median = float(rows.gather(start.residuals).median().sqrt())
+    residuals = rows.gather(start.residuals)
+    if residuals.any() and not residuals.median():  # rows that are met exactly say nothing of how far others are
+        residuals = residuals[residuals > 0]
+    median = float(residuals.median().sqrt())
     subspaces, labels, distances = start.subspaces, start.labels, start.residuals
     history: list[float] = []
     while len(history) < max_iter:
