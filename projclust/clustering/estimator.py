@@ -200,10 +200,10 @@ class ProjectiveClustering:
         """(k, r, d) low-rank bases of the start that is best on a sample of the rows."""
         k, ranks = self.n_clusters, [rank for rank in _SCOUTING_RANKS if rank <= self.rank]
         # Every process has the same sample, and starts of its own.
+        groups = torch.randint(2**62, (self.restarts,), generator=generator).split(TOGETHER)
         sample = rows.whole.sample(max(_SAMPLE_ROWS, k * _SAMPLE_ROWS_PER_CLUSTER), generator)
         left = left_by_one_direction(sample)
         sample = replace(sample, table=sample.table.to(sample.search_dtype(left)))
-        groups = torch.randint(2**62, (self.restarts,), generator=generator).split(TOGETHER)
         seeds = [seed for group in groups[rows.team.share(len(groups))] for seed in group.tolist()]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         labels = first_labels(init, sample, k, ranks[-1], generators, left)
