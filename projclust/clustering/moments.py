@@ -65,8 +65,8 @@ class Moments:
         rows, k = self.rows.whole, self.n_clusters
         share = range(k)[self.rows.team.share(k)]
         for cluster, members in enumerate(come):
-            own_gram = self.grams is not None and cluster in share
-            if not own_gram and self.firsts is None:
+            gram = self.grams[cluster - share.start] if self.grams is not None and cluster in share else None
+            if gram is None and self.firsts is None:
                 continue
             which = members if gone is None else torch.cat([members, gone[cluster]])
             exact = torch.float64 if len(which) * rows.dim <= SMALL else None
@@ -78,12 +78,11 @@ class Moments:
                     weighted = weighted * signs
                 if self.firsts is not None:
                     self.firsts[cluster] += weighted.sum(0, dtype=torch.float64)
-                if self.grams is not None and own_gram and gone is None:
-                    _add_lower_triangle(self.grams[cluster - share.start], weighted, block)
-                elif self.grams is not None and own_gram:
-                    self.grams[cluster - share.start] += weighted.T @ block
-            if self.grams is not None and own_gram and gone is None:
-                gram = self.grams[cluster - share.start]
+                if gram is not None and gone is None:
+                    _add_lower_triangle(gram, weighted, block)
+                elif gram is not None:
+                    gram += weighted.T @ block
+            if gram is not None and gone is None:
                 gram.copy_(gram.tril() + gram.tril(-1).T)
 
     def masses(self) -> Tensor:

@@ -11,7 +11,7 @@ weight w so that, with squared distance r^2,
 
 where u_i are the coordinates of x, l_i the leading eigenvalues and m the mean of the others. h is the row's leverage.
 Here the energies u_i^2 are taken to be shared out as those of the whole cluster, so that h needs no more of the row
-than what the subspace explains of it. On real tables this ends at costs a percent lower than Lloyd's step.
+than what the subspace explains of it.
 """
 
 from dataclasses import dataclass
