@@ -36,7 +36,7 @@ def first_labels(
 
     Args:
         init: how.
-        rows: n of them.
+        rows: n of them, all that there are: processes try starts of their own on the same rows.
         n_clusters: k.
         rank: of the subspaces that residual seeding tries.
         generators: of all random choices, one for each start.
@@ -90,9 +90,9 @@ def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Ge
             # A product with the one-hot labels instead of index_add_, whose order of summation varies on a GPU.
             shares = torch.nn.functional.one_hot(nearest, k) * share[where].view(-1, 1, 1)
             sums += (shares.flatten(1).T.to(block.dtype) @ block).view_as(sums)
-        lengths = rows.team.sum(sums).norm(dim=2, keepdim=True)
+        lengths = sums.norm(dim=2, keepdim=True)
         directions = torch.where(lengths > 0, sums / lengths, directions)
-        if int(rows.team.sum(moved)) == 0:
+        if int(moved) == 0:
             break
     return labels
 
@@ -106,7 +106,7 @@ def left_by_one_direction(rows: Rows) -> float:
         product = torch.zeros_like(direction)
         for where, block in rows.blocks(rows.dim):
             product += rows.weighted((block @ direction).unsqueeze(1), where).squeeze(1) @ block
-        energy, direction = float(rows.team.sum(product) @ direction), product
+        energy, direction = float(product @ direction), product
     return 1 - energy / max(rows.weighted_sum(rows.norms), torch.finfo(rows.dtype).tiny)
 
 
@@ -122,7 +122,7 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
         cosines = torch.empty_like(rows.norms)
         for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
-        nearest = rows.gather(cosines.abs()).topk(group_size).values[-1]
+        nearest = cosines.abs().topk(group_size).values[-1]
         group = torch.where(cosines.abs() >= nearest, 0, 1)
         bases.append(fit_subspaces(rows, group, 1, rank)[0].bases)
         distances = torch.minimum(distances, assign_rows(rows, Subspaces.of(bases[-1])).distances)
@@ -130,8 +130,8 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
 
 
 def _draw(rows: Rows, mass: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """(starts,) numbers of rows, of all processes, drawn by the columns of `mass` (n, starts); uniformly if all 0."""
-    cumulative = rows.gather(mass).double().cpu().cumsum(0)
+    """(starts,) numbers of rows drawn by the columns of `mass` (n, starts); uniformly if all 0."""
+    cumulative = mass.double().cpu().cumsum(0)
     drawn = []
     for column, generator in zip(cumulative.T, generators, strict=True):
         point = torch.rand((), dtype=torch.float64, generator=generator)

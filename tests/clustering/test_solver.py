@@ -115,6 +115,11 @@ def test_the_last_step_looked_at_everything() -> None:
     assert float(again.distances.double().sum()) >= settled.cost * (1 - 1e-6)
 
 
+def test_large_and_small_clusters_take_turns() -> None:
+    order = solver._large_and_small_in_turn(torch.tensor([5, 40, 10, 30, 20]))
+    assert order.tolist() == [1, 0, 3, 2, 4]  # 40, 5, 30, 10, 20
+
+
 @pytest.mark.parametrize("affine", [False, True])
 def test_a_step_that_would_raise_the_cost_is_taken_back(affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
