@@ -32,7 +32,7 @@ class Moments:
     def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
         d, k = rows.dim, n_clusters
         self.rows, self.n_clusters = rows, n_clusters
-        self._take(labels)
+        self._take(labels, rows.gather(labels))
         # First moments (k, d); None for linear subspaces.
         self.firsts = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None
         # Gram matrices of this process's share of the clusters, (share, d, d); None where there is no room for all.
@@ -40,21 +40,26 @@ class Moments:
         room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
         keep_grams = keep_grams and 8 * k * d * d <= room
         self.grams = rows.norms.new_zeros(len(share), d, d, dtype=torch.float64) if keep_grams else None
-        self._add(rows_by_cluster(rows.gather(labels), k))
+        self._add(rows_by_cluster(self._all_labels, k))
 
-    def move(self, labels: Tensor) -> None:
-        """Take over new labels."""
-        new, old = self.rows.gather(labels), self.rows.gather(self.labels)
+    def move(self, labels: Tensor) -> int:
+        """Take over new labels. Returns how many rows, of all processes, have moved."""
+        new, old = self.rows.gather(labels), self._all_labels
         moved = (new != old).nonzero().squeeze(1)
         come, gone = (rows_by_cluster(where[moved], self.n_clusters) for where in (new, old))
         self._add([moved[members] for members in come], [moved[members] for members in gone])
-        self._take(labels)
+        self._take(labels, new)
+        return len(moved)
 
-    def _take(self, labels: Tensor) -> None:
-        """Keep labels, and the sums over each cluster that are asked for again and again."""
-        self.labels = labels
-        self._masses = self._sums(torch.ones_like(self.rows.norms))
-        self._energies = self._sums(self.rows.norms)
+    def _take(self, labels: Tensor, all_labels: Tensor) -> None:
+        """Keep labels, and the sums over each cluster: every process makes them of all rows, which takes no time."""
+        self.labels, self._all_labels = labels, all_labels
+        rows = self.rows.whole
+        weights = torch.ones_like(rows.norms) if rows.weights is None else rows.weights
+        sums = torch.stack([weights.double(), weights.double() * rows.norms])
+        members = rows_by_cluster(all_labels, self.n_clusters)
+        # (k,) sum of the weights w in each cluster, and of w |x|^2.
+        self._masses, self._energies = torch.stack([sums[:, which].sum(1) for which in members], 1)
 
     def _add(self, come: list[Tensor], gone: list[Tensor] | None = None) -> None:
         """Add the rows (their numbers among all) that came to each cluster, and take away those that have gone.
@@ -85,49 +90,50 @@ class Moments:
             if gram is not None and gone is None:
                 gram.copy_(gram.tril() + gram.tril(-1).T)
 
-    def masses(self) -> Tensor:
-        """(k,) float64 sum of the weights in each cluster."""
-        return self._masses
-
     def means(self) -> Tensor | None:
         """(k, d) float64 mean of each cluster, zero for one without mass; None for linear subspaces."""
         if self.firsts is None:
             return None
-        masses = self.masses()
-        return torch.where(masses > 0, 1 / masses, 0).unsqueeze(1) * self.firsts
+        return torch.where(self._masses > 0, 1 / self._masses, 0).unsqueeze(1) * self.firsts
 
     def leverage(self, energies: Tensor) -> Leverage:
         """Of subspaces whose directions capture `energies` (k, j), for `look_at_all`."""
-        return Leverage.of(energies, self._centred_totals(), self.masses(), self.rows.dim, self.firsts is not None)
+        return Leverage.of(energies, self._centred_totals(), self._masses, self.rows.dim, self.firsts is not None)
 
     def _centred_totals(self) -> Tensor:
         """(k,) float64 what there is to be captured: sum of w |x - mean|^2 of each cluster."""
         means = self.means()
         return self._energies if means is None else self._energies - self._masses * means.square().sum(1)
 
-    def improve(self, subspaces: Subspaces) -> tuple[Subspaces, Tensor, float]:
-        """One step of orthogonal iteration on every cluster's scatter S: the rows of ``V S``, made orthonormal.
+    def improve(self, subspaces: Subspaces, times: int = 1) -> tuple[Subspaces, Tensor, float]:
+        """Steps of orthogonal iteration on every cluster's scatter S: the rows of ``V S``, made orthonormal.
 
-        It never raises the cost of the clusters as they are, costs a fraction of an eigendecomposition, and converges
-        for every leading part of the basis at once.
+        None ever raises the cost of the clusters as they are. A step costs a fraction of an eigendecomposition, and
+        converges for every leading part of the basis at once.
+
+        Args:
+            subspaces: of any ranks.
+            times: number of steps.
 
         Returns:
             better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of the
-            *given* bases captures; and the cost of the given bases with these means and labels.
+            bases before the last step captures; and the cost of those bases with these means and labels.
         """
         means, totals = self.means(), self._centred_totals()
-        products = self._products(subspaces.bases, means)
-        team = self.rows.team
+        team, bases = self.rows.team, subspaces.bases
         mine = team.share(self.n_clusters)
-        energies = torch.zeros(subspaces.bases.shape[:2], dtype=torch.float64, device=self.rows.device)
-        given = subspaces.bases[mine]
-        # Over the lengths, which are 1 but for rounding, and that would show in a cost that hardly falls.
-        energies[mine] = (given * products[mine]).sum(2, dtype=torch.float64)
-        energies[mine] /= given.square().sum(2, dtype=torch.float64)
-        bases = torch.zeros_like(subspaces.bases)
-        bases[mine] = orthonormal_rows(products[mine])
+        energies = torch.zeros(bases.shape[:2], dtype=torch.float64, device=self.rows.device)
+        for step in range(1, times + 1):
+            given, products = bases[mine], self._products(bases, means)[mine]
+            if step == times:
+                # Over the lengths, which are 1 but for rounding, and that would show in a cost that hardly falls.
+                energies[mine] = (given * products).sum(2, dtype=torch.float64)
+                energies[mine] /= given.square().sum(2, dtype=torch.float64)
+            bases = torch.zeros_like(bases)
+            bases[mine] = orthonormal_rows(products)
+            if step == times or self.grams is None:  # with Gram matrices only their owners go on from these
+                team.exchange(bases)
         team.exchange(energies)
-        team.exchange(bases)
         captured = sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(subspaces.ranks))
         cost = max(float(totals.sum() - captured), 0.0)
         means = None if means is None else means.to(bases.dtype)
@@ -138,24 +144,17 @@ class Moments:
         products = torch.zeros_like(bases)
         team = self.rows.team
         if self.grams is not None:
-            masses = self.masses()
             share = range(self.n_clusters)[team.share(self.n_clusters)]
             dtype = torch.float64 if bases[0].numel() <= SMALL else bases.dtype
             for cluster, scatter in zip(share, self.grams, strict=True):
                 if means is not None:
-                    scatter = scatter - masses[cluster] * torch.outer(means[cluster], means[cluster])
+                    scatter = scatter - self._masses[cluster] * torch.outer(means[cluster], means[cluster])
                 products[cluster] = (bases[cluster].to(dtype) @ scatter.to(dtype)).to(bases.dtype)
             return products
         for cluster, members in enumerate(rows_by_cluster(self.labels, self.n_clusters)):
             for which, centred in centred_blocks(self.rows, members, means, cluster):
                 products[cluster] += self.rows.weighted(centred @ bases[cluster].T, which).T @ centred
         return team.sum(products)
-
-    def _sums(self, values: Tensor) -> Tensor:
-        """(k,) float64 weighted sum of (n,) values over each cluster."""
-        members = rows_by_cluster(self.labels, self.n_clusters)
-        weighted = values.double() if self.rows.weights is None else values.double() * self.rows.weights
-        return self.rows.team.sum(torch.stack([weighted[rows].sum() for rows in members]))
 
 
 def fit_subspaces(

@@ -191,10 +191,8 @@ def descend(
             look = look_at_contested(rows, subspaces, before, leverage, contenders & acting.unsqueeze(1), dtype)
         labels = torch.where(acting, look.labels, before)
         filled = fill_spare_clusters(rows, subspaces, labels)
-        moments.move(filled)
-        improved, _, _ = moments.improve(subspaces)
-        improved, new_energies, new_cost = moments.improve(improved)
-        moved = int(rows.team.sum((filled != before).sum()))
+        moved = moments.move(filled)
+        improved, new_energies, new_cost = moments.improve(subspaces, times=2)
         if moved and new_cost >= cost:
             moments.move(before)
             if not following:  # the looks are not exact enough to see what is left to gain
