@@ -80,8 +80,8 @@ def by_distance(rows: Rows, k: int, j: int, seed: int) -> float:
 
 
 def short_climb(rows: Rows, k: int, j: int, seed: int) -> float:
-    """One step at every rank on the way up instead of up to four."""
-    kept, solver_module._CLIMBING_STEPS = solver_module._CLIMBING_STEPS, 1
+    """One step at every rank on the way up instead of two and up to four."""
+    kept, solver_module._CLIMBING_STEPS = solver_module._CLIMBING_STEPS, (1, 1)
     try:
         return default(rows, k, j, seed)
     finally:

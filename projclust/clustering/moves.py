@@ -84,9 +84,14 @@ class Look:
 
 
 def look_at_all(
-    rows: Rows, subspaces: Subspaces, labels: Tensor, leverage: Leverage, dtype: torch.dtype | None = None
+    rows: Rows,
+    subspaces: Subspaces,
+    labels: Tensor,
+    leverage: Leverage,
+    dtype: torch.dtype | None = None,
+    which: Tensor | None = None,
 ) -> tuple[Look, Tensor]:
-    """Look at every subspace for every row.
+    """Look at every subspace for every row, or for some, and the others stay.
 
     Args:
         rows: n rows.
@@ -94,18 +99,21 @@ def look_at_all(
         labels: (n,) int64, where the rows are.
         leverage: of the subspaces.
         dtype: of the products with the rows; default: that of all arithmetic.
+        which: (m,) numbers of the rows to look at; default: all n.
 
     Returns:
-        the look, and the gaps (n, k) uint8 by which each subspace is worse than the best, see `GAP_LEVELS`.
+        the look, and the gaps (m, k) uint8 by which each subspace is worse than the best, see `GAP_LEVELS`.
     """
     view = _View(rows, subspaces, leverage, dtype)
-    found = Look(torch.empty_like(labels), torch.empty_like(rows.norms))
-    gaps = torch.empty(len(rows), len(subspaces), dtype=torch.uint8, device=rows.device)
-    for where, block in rows.blocks(view.bases.shape[:2].numel()):
-        costs = view.costs(where, block, labels[where])
-        best, found.labels[where] = costs.min(1)
-        found.gains[where] = costs.gather(1, labels[where].unsqueeze(1)).squeeze(1) - best
-        shares = (costs - best.unsqueeze(1)) / rows.norms[where].clamp(min=view.tiny).unsqueeze(1)
+    found = Look(labels.clone(), torch.zeros_like(rows.norms))
+    count = len(rows) if which is None else len(which)
+    gaps = torch.empty(count, len(subspaces), dtype=torch.uint8, device=rows.device)
+    for where, block in rows.blocks(view.bases.shape[:2].numel(), which):
+        here = where if which is None else which[where]
+        costs = view.costs(here, block, labels[here])
+        best, found.labels[here] = costs.min(1)
+        found.gains[here] = costs.gather(1, labels[here].unsqueeze(1)).squeeze(1) - best
+        shares = (costs - best.unsqueeze(1)) / rows.norms[here].clamp(min=view.tiny).unsqueeze(1)
         gaps[where] = (shares.clamp_(0, 1).sqrt_() * GAP_LEVELS).to(torch.uint8)
     return found, gaps
 

@@ -154,8 +154,8 @@ def scout(
     """Settle the large structure of several starts at low ranks, and keep the best one.
 
     Low-rank subspaces discriminate between rows that high-rank ones serve equally well. On real tables starting low
-    and climbing lowers the final cost more than further starts do. The worse half of each group of starts is given up
-    before the last rank, which costs more than all before.
+    and climbing lowers the final cost more than further starts do. Only the best quarter of each group of starts goes
+    on to the last rank, which costs more than all before.
 
     Args:
         sample: m rows, the same in every process.
@@ -183,8 +183,8 @@ def scout(
         costs.zero_()
         for number, group in enumerate(groups):
             if rank == ranks[-1] and len(ranks) > 1:
-                better = own[group].argsort()[: (len(group) + 1) // 2]
-                groups[number], bases[number] = group[better], bases[number][better]
+                kept = own[group].argsort()[: (len(group) + 3) // 4]
+                groups[number], bases[number] = group[kept], bases[number][kept]
             drawing = [generators[start] for start in groups[number].tolist()]
             dtype = sample.search_dtype(left)
             bases[number], captured = _settle(sample, bases[number], rank, labels[groups[number]], drawing, dtype)

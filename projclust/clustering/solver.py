@@ -29,8 +29,9 @@ OnStep = Callable[[int, float], None]
 # Of all pairs of a row and a subspace it is not in, the share looked at between full looks.
 _CONTESTED_SHARE = 1 / 8
 
-# At the ranks on the way up: the most steps, and the gain that ends them.
-_CLIMBING_STEPS = 4
+# On the way up: the most steps at the rank of the start, which has settled on a sample, and at the next one; and the
+# gain that ends them.
+_CLIMBING_STEPS = (2, 4)
 _CLIMBING_TOL = 1e-3
 
 
@@ -109,10 +110,11 @@ def alternate(
     moments = Moments(rows, labels, k, affine)
     subspaces = Subspaces.of(start, moments.means())
     halves = torch.randint(2, (rows.total,), generator=generator, dtype=torch.bool).to(rows.device)[rows.numbers]
-    for level in (lowest, round((lowest * rank) ** 0.5)) if lowest < rank else ():
+    levels = (lowest, round((lowest * rank) ** 0.5)) if lowest < rank else ()
+    for level, steps in zip(levels, _CLIMBING_STEPS, strict=False):
         # Twice the directions in use, so that the next level finds good ones.
         subspaces = extended(moments, subspaces, min(2 * level, rank), generator)
-        subspaces, _ = descend(moments, subspaces.truncated(level), halves, _CLIMBING_STEPS, _CLIMBING_TOL)
+        subspaces, _ = descend(moments, subspaces.truncated(level), halves, steps, _CLIMBING_TOL)
     subspaces = extended(moments, Subspaces.of(subspaces.bases, subspaces.means), rank, generator)
     history: list[float] = []
     coarse = True
@@ -178,33 +180,37 @@ def descend(
     total = max(rows.weighted_sum(rows.norms), 1e-300)
     history: list[float] = []
     gains = [torch.inf]
+    gaps = torch.zeros(len(rows), len(subspaces), dtype=torch.uint8, device=rows.device)
     contenders: Tensor | None = None  # of the rows, once all subspaces were looked at
+    looked = 0  # halves of the rows for which they were
     following = True  # whether moves are judged by what the subspaces make of them
     while len(history) < max_iter:
         before, acting = moments.labels, halves == bool(len(history) % 2)
         leverage = moments.leverage(energies[:, :rank]) if following else Leverage.none(subspaces)
         dtype = rows.search_dtype(cost / total) if coarse else rows.dtype
         if contenders is None:
-            look, gaps = look_at_all(rows, subspaces, before, leverage, dtype)
-            contenders = _contenders(rows, before, gaps)
+            which = acting.nonzero().squeeze(1)
+            look, gaps[which] = look_at_all(rows, subspaces, before, leverage, dtype, which)
+            looked += 1
+            if looked == 2:
+                contenders = _contenders(rows, before, gaps)
         else:
             look = look_at_contested(rows, subspaces, before, leverage, contenders & acting.unsqueeze(1), dtype)
-        labels = torch.where(acting, look.labels, before)
-        filled = fill_spare_clusters(rows, subspaces, labels)
+        filled = fill_spare_clusters(rows, subspaces, look.labels)
         moved = moments.move(filled)
         improved, new_energies, new_cost = moments.improve(subspaces, times=2)
         if moved and new_cost >= cost:
             moments.move(before)
             if not following:  # the looks are not exact enough to see what is left to gain
                 break
-            contenders, following = None, False
+            contenders, looked, following = None, 0, False
             continue
         subspaces, energies, cost = improved, new_energies, new_cost
         history.append(cost)
         on_step(len(history), cost)
-        gains.append(rows.weighted_sum(torch.where(acting, look.gains, 0)) / max(cost, 1e-300))
-        if filled is not labels:  # to these rows the old bases mean nothing, nor did they contend
-            contenders = None
+        gains.append(rows.weighted_sum(look.gains) / max(cost, 1e-300))
+        if filled is not look.labels:  # to these rows the old bases mean nothing, nor did they contend
+            contenders, looked = None, 0
         elif gains[-2] + gains[-1] <= tol:
             break
     return subspaces, history

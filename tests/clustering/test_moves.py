@@ -43,6 +43,16 @@ def test_without_leverage_it_is_the_distance_by_hand() -> None:
     assert look.gains.tolist() == [7.0, 0.0, 4.0, 0.0]
     shares = torch.tensor([[7 / 25, 0.0], [0.0, 24 / 26], [1.0, 0.0], [0.0, 0.0]])
     assert (gaps.float() / GAP_LEVELS - shares.sqrt()).abs().max() <= 1 / GAP_LEVELS
+    part, part_gaps = look_at_all(
+        Rows.of(table),
+        subspaces,
+        torch.ones(4, dtype=torch.int64),
+        Leverage.none(subspaces),
+        which=torch.tensor([1, 2]),
+    )
+    assert part.labels.tolist() == [1, 0, 1, 1]
+    assert part.gains.tolist() == [0.0, 24.0, 0.0, 0.0]
+    assert torch.equal(part_gaps, gaps[1:3])
 
 
 def test_leverage_by_hand() -> None:

@@ -59,11 +59,11 @@ def test_scouting_finds_the_lines_that_are_there_and_says_what_they_cost(weighte
     assert torch.allclose((bases[:, 0] @ lines.T).abs().max(1).values, torch.ones(3, dtype=torch.float64))
 
 
-def test_the_worse_half_of_the_starts_is_given_up() -> None:
+def test_the_best_quarter_of_the_starts_goes_on() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = Rows.of(torch.randn(500, 20, generator=generator) @ torch.diag(0.8 ** torch.arange(20.0)))
     labels = first_labels(Init.RANDOM, rows, 3, 1, [generator] * 5)
     bases, costs = scout(rows, labels, 3, [1, 4], [generator] * 5)
     assert bases.shape == (3, 4, 20)
     cheap = costs < 0.8 * costs.max()  # at rank 4 instead of 1
-    assert int(cheap.sum()) == 3
+    assert int(cheap.sum()) == 2
