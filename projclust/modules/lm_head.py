@@ -103,7 +103,8 @@ class _BlockedLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # without setup_context, which makes every call longer: it shows where there is one position
+        ctx: Any,
         inner: Tensor,
         shift: Tensor | None,
         weight: Tensor,
@@ -113,6 +114,8 @@ class _BlockedLogits(torch.autograd.Function):
         sizes: list[int],
         ranks: list[int],
     ) -> Tensor:
+        ctx.sizes, ctx.ranks = sizes, ranks
+        ctx.save_for_backward(inner, weight, rows)
         n = len(rows)
         stored = by_cluster(weight, sizes, ranks)
         start = weight.new_zeros(n) if bias is None else bias.index_select(0, rows)
@@ -129,11 +132,6 @@ class _BlockedLogits(torch.autograd.Function):
                 torch.addmm(initial, code, coefficients.t(), out=part)
             torch.gather(grouped, 1, position.expand_as(grouped), out=logits[block])
         return logits
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        inner, _, weight, _, _, rows, ctx.sizes, ctx.ranks = inputs
-        ctx.save_for_backward(inner, weight, rows)
 
     @staticmethod
     @once_differentiable
