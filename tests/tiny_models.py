@@ -99,9 +99,9 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def uneven_model(name: str) -> PreTrainedModel:
-    """`tiny_model(name)` with a table that wants unequal ranks: three quarters of the rows lie near a plane."""
+    """`tiny_model(name)` with a table that wants unequal ranks: half of the rows lie near a plane."""
     model = tiny_model(name)
-    near = 3 * VOCABULARY // 4
+    near = VOCABULARY // 2
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(VOCABULARY, WIDTH, generator=generator)
     plane = torch.randn(2, WIDTH, generator=generator)

@@ -175,7 +175,7 @@ class ProjectiveClustering:
             moments, settled = alternate(
                 rows, start, self.rank, self.affine, self.max_iter, self.tol, generator, on_step
             )
-            fit = adapt_ranks(moments, settled, self.tol, on_step) if ranks is Ranks.ADAPTIVE else None
+            fit = adapt_ranks(moments, settled, start, self.tol, on_step) if ranks is Ranks.ADAPTIVE else None
             del moments  # the coefficients need its memory
             if fit is None or fit.inertia >= settled.cost:
                 fit = describe(rows, settled.labels, settled.subspaces, settled.spectra, settled.history)

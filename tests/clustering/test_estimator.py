@@ -252,6 +252,25 @@ def test_unequal_ranks_spend_no_more_and_save(weighted: bool, affine: bool) -> N
     assert torch.allclose(fitted.transform(rows, fitted.labels_), fitted.coefficients_, atol=1e-4)
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_unequal_ranks_find_a_few_round_rows_among_flat_ones(affine: bool) -> None:
+    # 90 rows near a plane and 30 in all directions, which subspaces of rank 5 share out among them: from there on each
+    # would need its rank.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(120, 16, generator=generator)
+    plane = torch.randn(2, 16, generator=generator)
+    rows[:90] = 3 * torch.randn(90, 2, generator=generator) @ plane + 0.01 * rows[:90]
+    shares = []
+    for seed in range(6):
+        equal, fitted = (
+            ProjectiveClustering(3, 5, affine=affine, ranks=ranks, seed=seed).fit(rows)
+            for ranks in ("equal", "adaptive")
+        )
+        assert parameters(fitted) <= parameters(equal)
+        shares.append(fitted.inertia_ / equal.inertia_)
+    assert sum(shares) / len(shares) < 0.6
+
+
 def test_unequal_ranks_are_never_worse() -> None:
     for seed in range(8):
         rows = torch.randn(120, 16, generator=torch.Generator().manual_seed(seed))
