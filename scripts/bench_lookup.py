@@ -66,10 +66,10 @@ def tied_head(embedding: ProjectiveEmbedding) -> tuple[nn.Linear, ProjectiveLMHe
 
 
 def seconds(works: dict[str, Work]) -> dict[str, list[float]]:
-    """Times of each work, in rounds that alternate: at least 3, more for 3 seconds; one before them is not counted."""
+    """Times of each work, in rounds that alternate: at least 9, more for 3 seconds; one before them is not counted."""
     times: dict[str, list[float]] = {name: [] for name in works}
     started, rounds = time.perf_counter(), 0
-    while rounds < 4 or (time.perf_counter() - started < 3 and rounds < 200):
+    while rounds < 10 or (time.perf_counter() - started < 3 and rounds < 200):
         for name, work in works.items():
             _synchronize()
             begun = time.perf_counter()
