@@ -1,4 +1,4 @@
-"""Processes that share one fit: each has some of the rows, and only sums over all rows travel between them."""
+"""Processes that share one fit: each looks at some rows and settles some clusters. Labels, bases and sums travel."""
 
 from dataclasses import dataclass, replace
 

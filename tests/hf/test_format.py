@@ -45,7 +45,7 @@ def test_the_documented_format_rebuilds_the_table(tmp_path: Path, affine: bool) 
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_the_documented_format_of_unequal_ranks_rebuilds_the_table(tmp_path: Path, affine: bool) -> None:
-    model = compress_model(uneven_model("bert"), k=3, j=5, affine=affine, ranks="adaptive")
+    model = compress_model(uneven_model("bert"), k=4, j=6, affine=affine, ranks="adaptive")
     model.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     n, d = settings["num_embeddings"], settings["embedding_dim"]
