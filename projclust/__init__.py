@@ -4,47 +4,42 @@ Importing it makes ``transformers.AutoModel.from_pretrained`` read compressed ch
 first use.
 """
 
+import ast
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._registration import register_with_transformers
+from projclust._registration import register_with_transformers
 
+# The one list of what `projclust` offers: type checkers follow these imports, and `_homes` reads them from this file.
 if TYPE_CHECKING:
-    from .clustering import ProjectiveClustering
-    from .errors import CheckpointError, ProjclustError
-    from .hf.compress import compress_model, unfreeze
-    from .hf.config import ProjClustConfig
-    from .modules import CodedEmbedding, CodedLMHead, ProjectiveEmbedding, ProjectiveLMHead
-    from .weights import word_weights
+    from projclust.clustering import ProjectiveClustering as ProjectiveClustering
+    from projclust.errors import CheckpointError as CheckpointError
+    from projclust.errors import OptionError as OptionError
+    from projclust.errors import ProjclustError as ProjclustError
+    from projclust.errors import ServiceError as ServiceError
+    from projclust.hf.compression import compress_model as compress_model
+    from projclust.hf.compression import unfreeze as unfreeze
+    from projclust.hf.config import ProjClustConfig as ProjClustConfig
+    from projclust.tables import CodedEmbedding as CodedEmbedding
+    from projclust.tables import CodedLMHead as CodedLMHead
+    from projclust.tables import ProjectiveEmbedding as ProjectiveEmbedding
+    from projclust.tables import ProjectiveLMHead as ProjectiveLMHead
+    from projclust.weights.wordfreq import word_weights as word_weights
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "CheckpointError": "errors",
-    "CodedEmbedding": "modules",
-    "CodedLMHead": "modules",
-    "ProjClustConfig": "hf.config",
-    "ProjclustError": "errors",
-    "ProjectiveClustering": "clustering",
-    "ProjectiveEmbedding": "modules",
-    "ProjectiveLMHead": "modules",
-    "compress_model": "hf.compress",
-    "unfreeze": "hf.compress",
-    "word_weights": "weights",
-}
-__all__ = [
-    "CheckpointError",
-    "CodedEmbedding",
-    "CodedLMHead",
-    "ProjClustConfig",
-    "ProjclustError",
-    "ProjectiveClustering",
-    "ProjectiveEmbedding",
-    "ProjectiveLMHead",
-    "compress_model",
-    "unfreeze",
-    "word_weights",
-]
+
+def _homes() -> dict[str, str]:
+    """The module of each name in the list above."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+_HOMES = _homes()
+__all__ = sorted(_HOMES)
 
 register_with_transformers()
 
@@ -52,7 +47,7 @@ register_with_transformers()
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -18,3 +18,10 @@ class ServiceError(ProjclustError):
 
     The one kind of ProjclustError with which the command line exits with code 1.
     """
+
+
+class OptionError(ProjclustError):
+    """An option that cannot be, or does not go with another.
+
+    The message has the names of options in backquotes; the command line shows them as flags.
+    """

@@ -15,7 +15,7 @@ echo "installing into $venv ..."
 export PATH="$(cd "$venv/bin" && pwd):$PATH" HF_HUB_OFFLINE=1
 
 mkdir -p "$out"
-minilm=$(python -c 'import sys; sys.path.insert(0, "scripts"); import minilm_forms; print(minilm_forms.minilm_folder())')
+minilm=$(python -c 'import sys; sys.path.insert(0, "benchmarks"); import minilm_forms; print(minilm_forms.minilm_folder())')
 ln -sfn "$minilm" "$out/MiniLM"
 echo
 echo "\$ projclust compress $out/MiniLM --bits 0.5"

@@ -1,4 +1,4 @@
-"""Part of scripts/quickstart.sh: what compression costs, by table, by plot and by nearest neighbours.
+"""What compression costs, by table, by plot and by nearest neighbours; a part of scripts/quickstart.sh.
 
 python scripts/quickstart_report.py MINILM_FOLDER OUTPUT_FOLDER
 """
@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 import projclust  # noqa: F401, lets AutoModel read compressed checkpoints
 from projclust import ProjectiveClustering
-from projclust.planning import compression_rate, rank_for_ratio
 from projclust.report.plots import BLUE, GREY, ORANGE
+from projclust.shapes import FactoredShape
 
 METHODS = {"projective": "projective clustering, k=5", "svd": "SVD", "random": "random partition, k=5"}
 WORDS = ("doctor", "piano", "monday", "volcano")
@@ -32,6 +32,13 @@ def neighbours(table: Tensor, row: int, words: dict[int, str], count: int = 5) -
     return [words[int(ids[i])] for i in order[: count + 1] if int(ids[i]) != row][:count]
 
 
+def smaller_by(ratio: float, n: int, d: int, k: int) -> FactoredShape:
+    """The shape of the largest rank that takes this fraction of the parameters off."""
+    rank = FactoredShape(n, d, k, 1).largest_rank(lambda shape: shape.compression_rate >= ratio)
+    assert rank is not None
+    return FactoredShape(n, d, k, rank)
+
+
 def plot(path: Path, table: Tensor) -> None:
     """Relative error of the three methods against the fraction of parameters removed."""
     n, d = table.shape
@@ -41,9 +48,9 @@ def plot(path: Path, table: Tensor) -> None:
         k = 1 if method == "svd" else 5
         rates, errors = [], []
         for ratio in RATIOS:
-            rank = rank_for_ratio(ratio, n, d, k)
-            fitted = ProjectiveClustering(k, rank, method=method, restarts=2).fit(table)
-            rates.append(100 * compression_rate(n, d, k, rank))
+            shape = smaller_by(ratio, n, d, k)
+            fitted = ProjectiveClustering(k, shape.j, method=method, restarts=2).fit(table)
+            rates.append(100 * shape.compression_rate)
             errors.append(fitted.inertia_ / total)
         axes.plot(rates, errors, color=colour, marker=marker, label=METHODS[method])
     axes.set(

@@ -24,7 +24,7 @@ if [ "${1:-}" = hub ]; then
 else
   for form in distilbert roberta; do
     if [ ! -d "$out/minilm-$form" ]; then
-      python scripts/minilm_forms.py "$form" "$out/unfinished-$form"
+      python benchmarks/minilm_forms.py "$form" "$out/unfinished-$form"
       mv "$out/unfinished-$form" "$out/minilm-$form"
     fi
     projclust glue-eval "$out/minilm-$form" --config "configs/minilm_$form.yaml" -o "$out/$form" "$@"

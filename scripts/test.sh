@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything CI checks: installs pinned versions into a virtual environment, lints, checks types, runs every test.
+# Everything CI checks: installs pinned versions into a virtual environment, lints, checks types, runs every test, one of
+# which builds a wheel and uses it in an environment of its own.
 # Tests on GLUE data run where PROJCLUST_GLUE_DIR names a folder of it. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -3,9 +3,9 @@
     python scripts/train_codebooks.py [--write]
 
 Trellis codes by generalised Lloyd iterations: encode by Viterbi search, then let every state's values be the means of
-what it coded. Scalar ones by Lloyd and Max's iterations over the density itself. Distortions are of other samples than
-those of the training, after the first bits of a row, where the trellis does not have all its states yet. The package
-relies on the very tables it comes with: --write makes another format.
+what it coded. Scalar ones by Lloyd and Max's iterations over the density itself. Distortions are measured on other
+samples than the training's, and without the first bits of a row, where the trellis does not have all its states yet.
+The package relies on the very tables it comes with: --write makes another format.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from projclust.coding import codebooks
+from projclust.coding import trellis
 from projclust.coding.codebooks import CODEBOOKS_FILE, FIRST_TABLE, KINDS, STATE_BITS, STATES, Kind
 from projclust.coding.trellis import search
 
@@ -41,7 +41,7 @@ def trained_trellis(number: int, tables: Tensor, generator: torch.Generator) -> 
 
 
 def start(kind: Kind, generator: torch.Generator) -> Tensor:
-    """Gaussian values; for one value a step its quantiles, spread over the states by a multiplicative hash."""
+    """Values to start from: Gaussian ones, or for one value a step quantiles that a hash spreads over the states."""
     if kind.values > 1:
         return torch.randn(kind.values, STATES, generator=generator)
     order = torch.arange(STATES) * (int(STATES * 0.618) | 1) % STATES
@@ -63,7 +63,7 @@ def scalar_levels(levels: int) -> tuple[Tensor, float]:
 
 
 def distortion(number: int, tables: Tensor) -> float:
-    """Of fresh samples."""
+    """The mean squared error of a trained code on fresh samples."""
     kind = KINDS[number]
     samples = torch.randn(4000, 2 * STEPS * kind.values, generator=torch.Generator().manual_seed(99))
     states = search(samples, [number] * samples.shape[1], torch.ones(samples.shape[1])).long()
@@ -75,11 +75,12 @@ def distortion(number: int, tables: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="replace the package's tables")
+    parser.add_argument("--write", action="store_true", help="Replace the tables in the package.")
     write = parser.parse_args().write
     generator = torch.Generator().manual_seed(0)
     tables = torch.zeros(sum(kind.values for kind in KINDS), STATES)
-    codebooks._tables = lambda: tables  # type: ignore[assignment]  # what `search` decodes by while they are trained
+    # What `search` decodes by while they are trained.
+    trellis.decode_tables = lambda device: tables  # type: ignore[assignment, attr-defined]
     stored = {}
     for number, kind in enumerate(KINDS):
         if kind.name.startswith("trellis"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from projclust.coding.codebooks import FIRST_TABLE, KINDS, decode_tables
 from projclust.coding.fit import CodedMatrix, fit_coded
-from projclust.modules import CodedEmbedding
+from projclust.tables import CodedEmbedding
 
 
 def decode_bits(bits: str, kinds: Sequence[int]) -> list[float]:

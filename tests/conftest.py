@@ -12,11 +12,26 @@ import pytest
 import torch
 from minilm_forms import minilm_folder, save_form
 from safetensors.torch import load_file
-from tiny_classifier import save_tiny_classifier
 from tiny_models import compressed_model, tiny_model, uneven_model
 from torch import Tensor
 
 from projclust import compress_model
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the tests marked `device` run, such as cuda (default: cpu)")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that can run on any device, for `-m device`."""
+    if "device" in getattr(item, "fixturenames", ()):
+        item.add_marker("device")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a test that takes it computes: --device."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +72,8 @@ def tiny_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny untrained BERT that knows the words of the demonstration task."""
+    from tiny_classifier import save_tiny_classifier  # needs datasets, which few tests do
+
     return save_tiny_classifier(tmp_path_factory.mktemp("classifier") / "tiny")
 
 

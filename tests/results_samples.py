@@ -5,7 +5,8 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from projclust.report.results import TASKS, Row
+from projclust.glue.tasks import GLUE as GLUE_TASKS
+from projclust.results.rows import Row
 
 METRICS = {
     "cola": ("matthews_correlation",),
@@ -15,7 +16,7 @@ METRICS = {
     "mnli": ("accuracy_matched", "accuracy_mismatched"),
 }
 VALIDATION_ROWS = {"cola": 1043, "sst2": 872, "mrpc": 408, "stsb": 1500, "qqp": 40430, "mnli": 19647, "qnli": 5463, "rte": 277, "wnli": 71, "demo": 200}  # fmt: skip
-GLUE = TASKS[:-1]
+GLUE = GLUE_TASKS
 DENSE_BYTES = 46_881_792
 
 

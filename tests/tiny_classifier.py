@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import transformers as hf
 
-from projclust.glue.tasks import load_task
+from projclust.glue.data import load_task
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

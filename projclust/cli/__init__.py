@@ -1,5 +1,5 @@
 """The command line: one file a command, no arithmetic."""
 
-from .app import main
+from projclust.cli.app import main
 
 __all__ = ["main"]

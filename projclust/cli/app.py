@@ -1,6 +1,7 @@
 """The `projclust` program: its commands, and the one map from errors to messages and exit codes."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,16 +10,9 @@ from typing import Annotated
 import typer
 
 import projclust
-from projclust.errors import ProjclustError, ServiceError
-
-from .compress import compress
-from .expand import expand
-from .glue_eval import glue_eval
-from .inspect import inspect
-from .output import is_main_process
-from .plan import plan
-from .push import push
-from .report import report
+from projclust.cli.commands import COMMANDS
+from projclust.cli.output import is_main_process
+from projclust.errors import OptionError, ProjclustError, ServiceError
 
 USAGE_MISTAKE, FAILURE = 2, 1
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -30,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (compress, plan, glue_eval, report, inspect, expand, push):
+for command in COMMANDS:
     app.command()(command)
 
 
@@ -69,6 +63,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
     except ServiceError as error:
         return _fail(str(error), FAILURE, debug)
+    except OptionError as error:
+        flags = re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), str(error))
+        return _fail(flags, USAGE_MISTAKE, debug)
     except ProjclustError as error:
         return _fail(str(error), USAGE_MISTAKE, debug)
     except BrokenPipeError:

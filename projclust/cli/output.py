@@ -25,11 +25,16 @@ def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, indent=2))
 
 
+def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of name and value, the values below one another."""
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {value}" for name, value in rows]
+
+
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:
     """Aligned lines of name and value on stdout."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+    for line in aligned(rows):
+        print(line)
 
 
 def print_next(hint: str) -> None:
@@ -56,20 +61,6 @@ def warn(text: str) -> None:
 def megabytes(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / 1e6:,.2f} MB"
-
-
-def method_text(result: dict[str, Any]) -> str:
-    """How a table is compressed, from the fields of a report."""
-    if result["codes"] == "auto":
-        if result["ranks"] is None:
-            return f"{result['method']}, codes auto"
-        return f"{result['method']}, {result['k']} classes of rows, up to {max(result['ranks'])} coordinates"
-    text = f"{result['method']}, k={result['k']}, j={result['j']}" + ", affine" * result["affine"]
-    if result["ranks"] is None:
-        text += ", adaptive ranks"
-    elif min(result["ranks"]) < max(result["ranks"]):
-        text += f", ranks {min(result['ranks'])} to {max(result['ranks'])}"
-    return text if result["loss"] == "l2" else f"{text}, loss {result['loss']}"
 
 
 class Bar:

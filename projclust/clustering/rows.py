@@ -7,118 +7,122 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .processes import Team
+from projclust.clustering.collective import Collective
 
-# The largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of a fit stays
-# near that of the table; a GPU should be filled, but for what else lives in its memory.
+# The size of the largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of
+# a fit stays near that of the table. A GPU should be filled, but for what else lives in its memory.
 _BLOCK_BYTES_CPU = 4 * 2**20
 _BLOCK_BYTES_CUDA = 512 * 2**20
 _FEWEST_ROWS = 256
 
-# bfloat16 products get a row's energy in a subspace right to a thousandth of its squared length or so.
+# A bfloat16 product gets the energy of a row in a subspace right to about a thousandth of the row's squared length.
 _COARSEST = 0.02
 
 
 @dataclass(frozen=True)
 class Rows:
-    """This process's rows of a matrix, with what is known of each.
+    """This process's shard of the rows of a matrix, with their squared lengths and weights.
 
     Attributes:
         table: (n, d) of any float dtype; it may be a memory map, and on another device than the arithmetic.
-        norms: (n,) squared length of every row.
-        weights: (n,) row weights, or None for ones.
-        team: the processes that hold the other rows.
-        numbers: (n,) ascending; which of the rows of all processes these are.
-        total: number of rows of all processes.
-        others: the rows of all processes, as one alone would see them; None for a process alone.
+        norms: (n,) the squared length of every row.
+        weights: (n,) row weights, or None where all are one.
+        collective: the processes that hold the other rows.
+        numbers: (n,) which of the rows of the whole matrix these are, ascending.
+        total: the number of rows of the whole matrix.
+        unsharded: the rows of the whole matrix; None where this process has them all.
     """
 
     table: Tensor
     norms: Tensor
     weights: Tensor | None
-    team: Team
+    collective: Collective
     numbers: Tensor
     total: int
-    others: "Rows | None" = None
+    unsharded: "Rows | None" = None
 
     @staticmethod
     def of(
-        table: Tensor, weights: Tensor | None = None, device: torch.device | None = None, team: Team | None = None
+        table: Tensor,
+        weights: Tensor | None = None,
+        device: torch.device | None = None,
+        collective: Collective | None = None,
     ) -> "Rows":
-        """This process's share of the rows of `table`, for arithmetic on `device` (default: where the table is).
+        """This process's shard of the rows of `table`.
 
         Args:
-            table: (total, d), the same in every process.
+            table: (total, d) the same matrix in every process.
             weights: (total,) row weights, or None.
-            device: where to compute; a table that is elsewhere is moved there if there is room, or else block by block.
-            team: the processes among which the rows are shared; default: this one alone.
+            device: where to compute; default: where the table is. A table that is elsewhere is moved there if there is
+                room, or else block by block whenever it is read.
+            collective: the processes that share the rows; default: this one alone.
         """
-        team = team or Team()
+        collective = collective or Collective()
         device = table.device if device is None else device
-        dtype = working_dtype(table)
-        # Every so many rows: a vocabulary is in the order of frequency, and a part of it unlike another.
-        share = slice(team.rank, None, team.size)
-        own = table[share]
+        dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+        # Rows are dealt out in turn: a vocabulary is in the order of frequency, so that consecutive parts differ.
+        dealt = slice(collective.rank, None, collective.size)
+        own = table[dealt]
         if _fits(own, device):
             own = own.to(device)
         all_weights = None if weights is None else weights.to(device, dtype)
-        weights = None if all_weights is None else all_weights[share]
-        numbers = torch.arange(team.rank, len(table), team.size, device=device)
-        rows = Rows(own, torch.empty(len(own), dtype=dtype, device=device), weights, team, numbers, len(table))
+        weights = None if all_weights is None else all_weights[dealt]
+        numbers = torch.arange(collective.rank, len(table), collective.size, device=device)
+        norms = torch.empty(len(own), dtype=dtype, device=device)
+        rows = Rows(own, norms, weights, collective, numbers=numbers, total=len(table))
         for where, block in rows.blocks(rows.dim):
             rows.norms[where] = block.square().sum(1)
-        if team.size == 1:
+        if collective.size == 1:
             return rows
-        everybody = torch.arange(len(table), device=device)
-        whole = Rows(table, rows.gather(rows.norms), all_weights, Team(), everybody, len(table))
-        return replace(rows, others=whole)
+        numbers = torch.arange(len(table), device=device)
+        everything = Rows(table, rows.gather(norms), all_weights, Collective(), numbers=numbers, total=len(table))
+        return replace(rows, unsharded=everything)
 
     @property
     def whole(self) -> "Rows":
-        """The rows of all processes, as one alone sees them: all have the same matrix."""
-        return self if self.others is None else self.others
+        """The rows of the whole matrix, which every process can read."""
+        return self if self.unsharded is None else self.unsharded
 
     def reweighted(self, weights: Tensor) -> "Rows":
         """The same rows with other weights (n,)."""
-        others = None if self.others is None else replace(self.others, weights=self.gather(weights))
-        return replace(self, weights=weights, others=others)
+        unsharded = None if self.unsharded is None else replace(self.unsharded, weights=self.gather(weights))
+        return replace(self, weights=weights, unsharded=unsharded)
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
     def dim(self) -> int:
-        """d, the number of columns."""
+        """The number of columns d."""
         return self.table.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all arithmetic, see `working_dtype`."""
+        """The dtype of all arithmetic: float64 for a float64 table, float32 for every other."""
         return self.norms.dtype
 
     @property
     def device(self) -> torch.device:
-        """Of all arithmetic."""
+        """The device of all arithmetic."""
         return self.norms.device
 
-    def search_dtype(self, left: float) -> torch.dtype:
-        """Of products that only choose labels, where what they choose is judged in `dtype`.
+    def search_dtype(self, residual: float) -> torch.dtype:
+        """The dtype of products that only choose labels, where subspaces leave the share `residual` of the energy.
 
-        Args:
-            left: the share of the rows' energy that subspaces leave; bfloat16 must see differences of it.
+        It may be bfloat16 where that resolves the share. Costs are computed in `dtype` all the same.
         """
-        coarse = self.dtype == torch.float32 and left > _COARSEST and fast_bfloat16(self.device)
+        coarse = self.dtype == torch.float32 and residual > _COARSEST and fast_bfloat16(self.device)
         return torch.bfloat16 if coarse else self.dtype
 
     def blocks(
         self, width: int, only: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ``(where, block)``: consecutive rows, or consecutive ones of ``table[only]``, ready for arithmetic.
+        """Yield ``(where, block)``: consecutive rows of the table, or of ``table[only]``, ready for arithmetic.
 
         Args:
-            width: columns of the caller's largest temporary; it sets the number of rows in a block.
-            only: row numbers, on the device of the arithmetic.
-            dtype: of the block, if not that of all arithmetic.
+            width: the columns of the caller's largest temporary, which set the number of rows in a block.
+            only: row numbers, on the device of the arithmetic; default: all rows.
+            dtype: the dtype of the block; default: that of all arithmetic.
         """
         dtype = self.dtype if dtype is None else dtype
         step = max(_FEWEST_ROWS, block_bytes(self.device) // (dtype.itemsize * max(width, self.dim)))
@@ -134,53 +138,48 @@ class Rows:
         return block if self.weights is None else block * self.weights[which].unsqueeze(1)
 
     def per_weight(self, costs: Tensor, which: slice) -> Tensor:
-        """(rows, k) costs (k,) of a row by itself as costs of each unit of its weight."""
+        """(rows, k) the costs (k,) of whole rows, as costs for each unit of a row's weight."""
         if self.weights is None:
             return costs.unsqueeze(0)
         return costs / self.weights[which].clamp(min=torch.finfo(self.dtype).tiny).unsqueeze(1)
 
     def weighted_sum(self, values: Tensor) -> float:
-        """Sum over all rows, those of other processes too, of (n,) values times weights; in float64."""
+        """The sum over the rows of all processes of (n,) values times weights, in float64."""
         exact = values.double()
         total = exact.sum() if self.weights is None else exact @ self.weights.double()
-        return float(self.team.sum(total))
+        return float(self.collective.all_reduce(total))
 
     def sample(self, size: int, generator: torch.Generator) -> "Rows":
-        """At most `size` rows of all processes, drawn without replacement, on the device of the arithmetic."""
-        drawn = torch.randperm(self.total, generator=generator)[:size].sort().values
-        numbers, mine = self.own(drawn)
-        table = self.table.index_select(0, mine.to(self.table.device)).to(self.device, self.dtype)
-        weights = None if self.weights is None else self.weights[mine]
-        return Rows(table, self.norms[mine], weights, self.team, numbers, len(drawn))
+        """At most `size` rows of the whole matrix, drawn without replacement and held by this process alone."""
+        rows = self.whole
+        drawn = torch.randperm(self.total, generator=generator)[:size].sort().values.to(self.device)
+        weights = None if rows.weights is None else rows.weights[drawn]
+        numbers = torch.arange(len(drawn), device=self.device)
+        return Rows(rows.take(drawn), rows.norms[drawn], weights, Collective(), numbers=numbers, total=len(drawn))
 
-    def take(self, numbers: Tensor) -> Tensor:
-        """(m, d) rows by their numbers among those of all processes."""
-        taken = torch.zeros(len(numbers), self.dim, dtype=self.dtype, device=self.device)
-        places, mine = self.own(numbers)
-        taken[places] = self.table[mine.to(self.table.device)].to(self.device, self.dtype)
-        return self.team.sum(taken)
+    def take(self, which: Tensor) -> Tensor:
+        """(m, d) the rows ``table[which]``, ready for arithmetic."""
+        return self.table.index_select(0, which.to(self.table.device)).to(self.device, self.dtype)
 
-    def own(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of `numbers`, by their places, are rows of this process, and which rows these are."""
+    def locate(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Find rows of the whole matrix in this process's shard.
+
+        Returns:
+            the places in `numbers` of the rows that are in the shard, and where in the shard these are.
+        """
         numbers = numbers.to(self.device)
         found = torch.searchsorted(self.numbers, numbers).clamp_(max=max(len(self) - 1, 0))
         places = (self.numbers[found] == numbers).nonzero().squeeze(1)
         return places, found[places]
 
     def gather(self, values: Tensor) -> Tensor:
-        """(total, ...) values (n, ...) of each row, of the rows of all processes."""
-        if self.team.size == 1:
+        """(total, ...) values of every row of the whole matrix, from those (n, ...) of each shard."""
+        size = self.collective.size
+        if size == 1:
             return values
-        size = self.team.size
         dealt = values.new_empty(size, -(-self.total // size), *values.shape[1:])
-        dealt[self.team.rank, : len(values)] = values
-        # Rows were dealt out in turn.
-        return self.team.exchange(dealt).transpose(0, 1).flatten(0, 1)[: self.total]
-
-
-def working_dtype(table: Tensor) -> torch.dtype:
-    """The dtype of all arithmetic on `table`: float64 for a float64 table, float32 for every other."""
-    return torch.float64 if table.dtype == torch.float64 else torch.float32
+        dealt[self.collective.rank, : len(values)] = values
+        return self.collective.all_gather(dealt).transpose(0, 1).flatten(0, 1)[: self.total]
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -194,7 +193,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Keep TF32, which a program may have switched on for its own products, out of the fit's float32 ones."""
+    """Keep TF32, which a program may have switched on for its own work, out of the float32 products of a fit."""
     if device.type != "cuda":
         yield
         return
@@ -207,7 +206,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def block_bytes(device: torch.device) -> int:
-    """What the largest temporary should take."""
+    """The number of bytes that the largest temporary should take."""
     if device.type != "cuda":
         return _BLOCK_BYTES_CPU
     return min(_BLOCK_BYTES_CUDA, torch.cuda.mem_get_info(device)[0] // 8)

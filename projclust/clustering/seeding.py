@@ -1,51 +1,69 @@
-"""Where projective clustering starts: first labels, and low-rank subspaces settled on a sample of the rows.
+"""The seeding of projective clustering: initial labels, and low-rank subspaces fitted to a sample of the rows.
 
-Several starts run side by side: their bases, stacked, make one product with each block of rows.
+Several starts run side by side: their bases are stacked into one product with each block of rows.
 """
 
 from collections.abc import Sequence
-from enum import Enum
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .moments import fit_subspaces
-from .processes import Team
-from .rows import Rows
-from .subspaces import Subspaces, assign_rows, orthonormal_rows
+from projclust.clustering.collective import Collective
+from projclust.clustering.inputs import ClusteringOptions, Progress
+from projclust.clustering.rows import Rows
+from projclust.clustering.scatter import fit_subspaces
+from projclust.clustering.subspaces import Subspaces, assign_rows, orthonormal_rows
+from projclust.options import Init
 
 _KMEANS_STEPS = 15
 
-# Starts that share their products with the rows. Their number is the same however many processes share the starts, so
-# that every start goes the same way in each of them, rounding included.
-TOGETHER = 8
+# Every start is fitted to a sample of the rows at these low ranks and judged by its cost there. The best one continues
+# with all rows and to full rank.
+_RANKS = (1, 4, 16)
+_SAMPLE_ROWS = 8192
+_SAMPLE_ROWS_PER_CLUSTER = 256
+
+# The number of starts that share their products with the rows. It does not depend on the number of processes, so that
+# every start takes the same course in any of them, rounding included.
+_STARTS_PER_BATCH = 8
 
 
-class Init(str, Enum):
-    """How the first labels are found."""
+def best_start(rows: Rows, options: ClusteringOptions, generator: torch.Generator, progress: Progress) -> Tensor:
+    """(k, r, d) the low-rank bases of the start that is best on a sample of the rows."""
+    k, ranks = options.n_clusters, [rank for rank in _RANKS if rank <= options.rank]
+    # Every process has the same sample, and starts of its own.
+    batches = torch.randint(2**62, (options.restarts,), generator=generator).split(_STARTS_PER_BATCH)
+    sample = rows.sample(max(_SAMPLE_ROWS, k * _SAMPLE_ROWS_PER_CLUSTER), generator)
+    share = rank_one_residual(sample)
+    sample = replace(sample, table=sample.table.to(sample.search_dtype(share)))
+    own = batches[rows.collective.shard(len(batches))]
+    generators = [torch.Generator().manual_seed(seed) for batch in own for seed in batch.tolist()]
+    labels = initial_labels(options.init, sample, k, ranks[-1], generators, share)
+    best, costs = successive_halving(sample, labels, k, ranks, generators, share, rows.collective)
+    for number, cost in enumerate(costs.tolist(), 1):
+        progress(number, 0, cost)
+    return best
 
-    SPHERICAL = "spherical"  # k-means on the directions of the rows
-    RESIDUAL = "residual"  # one subspace at a time, around rows the earlier ones serve badly
-    RANDOM = "random"  # equal random groups, as in the paper
 
-
-def first_labels(
-    init: Init, rows: Rows, n_clusters: int, rank: int, generators: Sequence[torch.Generator], left: float = 0.0
+def initial_labels(
+    init: Init, rows: Rows, n_clusters: int, rank: int, generators: Sequence[torch.Generator], residual: float = 0.0
 ) -> Tensor:
-    """(starts, n) int64 labels to start from; drawn on the CPU, so that they are the same on every device.
+    """(starts, n) int64 labels to start from; random choices are made on the CPU, the same for every device.
 
     Args:
-        init: how.
-        rows: n of them, all that there are: processes try starts of their own on the same rows.
-        n_clusters: k.
-        rank: of the subspaces that residual seeding tries.
-        generators: of all random choices, one for each start.
-        left: the share of energy that one direction leaves, if known: where it is large, a coarse search will do.
+        init: the way of seeding.
+        rows: n rows, the same in every process, because each process tries starts of its own.
+        n_clusters: the number of clusters k.
+        rank: the rank of the subspaces that residual seeding fits.
+        generators: the sources of all random choices, one for each start.
+        residual: the share of the energy that one direction leaves; where it is large, low precision will do.
     """
     match init:
         case Init.SPHERICAL:
-            groups = [generators[first : first + TOGETHER] for first in range(0, len(generators), TOGETHER)]
-            found = [labels for group in groups for labels in _spherical_kmeans(rows, n_clusters, group, left)]
+            firsts = range(0, len(generators), _STARTS_PER_BATCH)
+            batches = [generators[first : first + _STARTS_PER_BATCH] for first in firsts]
+            found = [labels for batch in batches for labels in _spherical_kmeans(rows, n_clusters, batch, residual)]
         case Init.RESIDUAL:
             found = [_residual_seeding(rows, n_clusters, rank, generator) for generator in generators]
         case Init.RANDOM:
@@ -54,31 +72,31 @@ def first_labels(
 
 
 def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """(n,) random groups whose sizes, over all processes, differ by at most one row."""
+    """(n,) labels of a random partition into clusters whose sizes, over all processes, differ by at most one."""
     labels = torch.randperm(rows.total, generator=generator) % n_clusters
     return labels.to(rows.device)[rows.numbers]
 
 
-def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Generator], left: float) -> Tensor:
+def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Generator], residual: float) -> Tensor:
     """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007).
 
-    Only directions count, not lengths: weighing rows by |x|^2, their share of the cost, ended in higher costs.
+    Only directions count, not lengths: weights of |x|^2, the rows' share of the cost, led to higher costs in the end.
     """
     n, d, k, starts = len(rows), rows.dim, n_clusters, len(generators)
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
-    dtype = rows.search_dtype(left)
+    dtype = rows.search_dtype(residual)
     mass = torch.ones_like(scale) if rows.weights is None else rows.weights
     directions = torch.zeros(starts, k, d, dtype=rows.dtype, device=rows.device)
     spread = torch.ones(n, starts, dtype=rows.dtype, device=rows.device)  # 1 - cosine to the nearest direction so far
     for cluster in range(k):
-        seeds = rows.take(_draw(rows, mass.unsqueeze(1) * spread, generators))  # (starts, d)
+        seeds = rows.take(_draw_rows(mass.unsqueeze(1) * spread, generators))  # (starts, d)
         directions[:, cluster] = torch.nn.functional.normalize(seeds, dim=1)
         for where, block in rows.blocks(d):
             gap = 1 - (block @ directions[:, cluster].T) * scale[where].unsqueeze(1)
             spread[where] = (gap if cluster == 0 else torch.minimum(spread[where], gap)).clamp_(min=0)
 
     labels = torch.zeros(starts, n, dtype=torch.int64, device=rows.device)
-    share = mass * scale  # share * x is the row's unit vector times its weight
+    factor = mass * scale  # factor * x is the row's unit vector times its weight
     for _ in range(_KMEANS_STEPS):
         sums = torch.zeros_like(directions)
         moved = torch.zeros((), dtype=torch.int64, device=rows.device)
@@ -88,7 +106,7 @@ def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Ge
             moved += (nearest != labels[:, where].T).sum()
             labels[:, where] = nearest.T
             # A product with the one-hot labels instead of index_add_, whose order of summation varies on a GPU.
-            shares = torch.nn.functional.one_hot(nearest, k) * share[where].view(-1, 1, 1)
+            shares = torch.nn.functional.one_hot(nearest, k) * factor[where].view(-1, 1, 1)
             sums += (shares.flatten(1).T.to(block.dtype) @ block).view_as(sums)
         lengths = sums.norm(dim=2, keepdim=True)
         directions = torch.where(lengths > 0, sums / lengths, directions)
@@ -97,8 +115,8 @@ def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Ge
     return labels
 
 
-def left_by_one_direction(rows: Rows) -> float:
-    """The share of the rows' energy that their strongest direction leaves, or a little more: by power iterations."""
+def rank_one_residual(rows: Rows) -> float:
+    """The share of the rows' energy that their strongest direction leaves, or a little more, by power iterations."""
     direction = torch.ones(rows.dim, dtype=rows.dtype, device=rows.device)
     energy = 0.0
     for _ in range(3):
@@ -111,14 +129,14 @@ def left_by_one_direction(rows: Rows) -> float:
 
 
 def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.Generator) -> Tensor:
-    """k-means++ for subspaces: each new one is fitted to the neighbours (by angle) of a row drawn by its residual."""
+    """k-means++ for subspaces: each one is fitted to the neighbours, by angle, of a row drawn by its residual."""
     distances = rows.norms.clone()
     bases: list[Tensor] = []
     group_size = min(rows.total, max(2 * rank, rows.total // n_clusters))
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     for _ in range(n_clusters):
         mass = distances if rows.weights is None else distances * rows.weights
-        center = rows.take(_draw(rows, mass.unsqueeze(1), [generator])).squeeze(0)
+        center = rows.take(_draw_rows(mass.unsqueeze(1), [generator])).squeeze(0)
         cosines = torch.empty_like(rows.norms)
         for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
@@ -129,8 +147,8 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
     return assign_rows(rows, Subspaces.of(torch.cat(bases))).labels
 
 
-def _draw(rows: Rows, mass: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """(starts,) numbers of rows drawn by the columns of `mass` (n, starts); uniformly if all 0."""
+def _draw_rows(mass: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """(starts,) numbers of rows drawn in proportion to each column of `mass` (n, starts); uniformly if it is zero."""
     cumulative = mass.double().cpu().cumsum(0)
     drawn = []
     for column, generator in zip(cumulative.T, generators, strict=True):
@@ -142,63 +160,64 @@ def _draw(rows: Rows, mass: Tensor, generators: Sequence[torch.Generator]) -> Te
     return torch.tensor(drawn)
 
 
-def scout(
+def successive_halving(
     sample: Rows,
     labels: Tensor,
     n_clusters: int,
     ranks: Sequence[int],
     generators: Sequence[torch.Generator],
-    left: float = 0.0,
-    team: Team | None = None,
+    residual: float = 0.0,
+    collective: Collective | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Settle the large structure of several starts at low ranks, and keep the best one.
+    """Fit several starts at low ranks, drop the worse ones before the last rank, and keep the best.
 
-    Low-rank subspaces discriminate between rows that high-rank ones serve equally well. On real tables starting low
-    and climbing lowers the final cost more than further starts do. Only the best quarter of each group of starts goes
-    on to the last rank, which costs more than all before.
+    The budgets of successive halving (Jamieson & Talwalkar 2016) are ranks here: the last rank costs more than all
+    before, and only the best quarter of each batch of starts goes on to it. Low-rank subspaces tell apart rows that
+    high-rank ones serve equally well, and on real tables starting at low ranks gains more than further starts do.
 
     Args:
         sample: m rows, the same in every process.
-        labels: (starts, m) int64, of this process's starts.
-        n_clusters: k.
-        ranks: ascending.
-        generators: of the directions to start from, one for each start of this process.
-        left: as for `first_labels`.
-        team: the processes that try starts of their own.
+        labels: (starts, m) int64, the initial labels of this process's starts.
+        n_clusters: the number of clusters k.
+        ranks: the ranks, ascending.
+        generators: the sources of the first directions, one for each start of this process.
+        residual: as for `initial_labels`.
+        collective: the processes that try starts of their own; default: this one alone.
 
     Returns:
-        (k, last rank, d) bases of the best start; and (starts,) float64 cost of each of all starts at its last rank.
+        (k, last rank, d) the bases of the best start; and (all starts,) float64 the cost of each at its last rank.
     """
-    team, device = team or Team(), sample.device
-    counts = torch.zeros(team.size, dtype=torch.int64, device=device)
-    counts[team.rank] = len(labels)
-    team.sum(counts)
-    first = int(counts[: team.rank].sum())  # the number of this process's first start
+    collective, device = collective or Collective(), sample.device
+    counts = torch.zeros(collective.size, dtype=torch.int64, device=device)
+    counts[collective.rank] = len(labels)
+    collective.all_reduce(counts)
+    first = int(counts[: collective.rank].sum())  # the number of this process's first start
     total = sample.weighted_sum(sample.norms)
     costs = torch.zeros(int(counts.sum()), dtype=torch.float64, device=device)
-    groups = list(torch.arange(len(labels), device=device).split(TOGETHER)) if len(labels) else []
-    bases = [sample.norms.new_empty(len(group), n_clusters, 0, sample.dim) for group in groups]
+    batches = list(torch.arange(len(labels), device=device).split(_STARTS_PER_BATCH)) if len(labels) else []
+    bases = [sample.norms.new_empty((len(batch), n_clusters, 0, sample.dim)) for batch in batches]
     for rank in ranks:
         own = costs[first : first + len(labels)].clone()
         costs.zero_()
-        for number, group in enumerate(groups):
+        for number, batch in enumerate(batches):
             if rank == ranks[-1] and len(ranks) > 1:
-                kept = own[group].argsort()[: (len(group) + 3) // 4]
-                groups[number], bases[number] = group[kept], bases[number][kept]
-            drawing = [generators[start] for start in groups[number].tolist()]
-            dtype = sample.search_dtype(left)
-            bases[number], captured = _settle(sample, bases[number], rank, labels[groups[number]], drawing, dtype)
-            own[groups[number]] = total - captured
+                kept = own[batch].argsort()[: (len(batch) + 3) // 4]
+                batch, bases[number] = batch[kept], bases[number][kept]
+                batches[number] = batch
+            drawing = [generators[start] for start in batch.tolist()]
+            dtype = sample.search_dtype(residual)
+            bases[number], captured = _fit_at_rank(sample, bases[number], rank, labels[batch], drawing, dtype)
+            own[batch] = total - captured
         costs[first : first + len(labels)] = own
-        left = float(team.sum(costs).min()) / max(total, torch.finfo(sample.dtype).tiny)
+        residual = float(collective.all_reduce(costs).min()) / max(total, torch.finfo(sample.dtype).tiny)
     best = int(costs.argmin()) - first
     winner = sample.norms.new_zeros(n_clusters, ranks[-1], sample.dim)
-    for group, found in zip(groups, bases, strict=True):
-        winner += found[group == best].sum(0)
-    return team.sum(winner), costs
+    for batch, found in zip(batches, bases, strict=True):
+        winner += found[batch == best].sum(0)
+    return collective.all_reduce(winner), costs
 
 
-def _settle(
+def _fit_at_rank(
     sample: Rows,
     bases: Tensor,
     rank: int,
@@ -206,12 +225,16 @@ def _settle(
     generators: Sequence[torch.Generator],
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Bases (starts, k, rank, d) from lower-rank ones, or from labels, and the energy that each start captures."""
+    """Raise the rank of bases (starts, k, known, d), which may be 0, by a few steps of orthogonal iteration.
+
+    Returns:
+        the bases (starts, k, rank, d), and the energy (starts,) that each start captures.
+    """
     _, k, known, d = bases.shape
     shape = (k, rank - known, d)
     more = torch.stack([torch.randn(shape, dtype=sample.dtype, generator=generator) for generator in generators])
     bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
-    # The random directions become good ones while the rows stay where the known directions, or the labels, say.
+    # The first steps keep the assignment by the known directions, or by the labels, while the new ones improve.
     for compared in [known, rank, rank] if known else [None, None, rank, rank]:
         products, captured = _products(sample, bases, compared, labels, dtype)
         bases = _orthonormal(products)
@@ -225,19 +248,19 @@ def _orthonormal(bases: Tensor) -> Tensor:
 def _products(
     sample: Rows, bases: Tensor, rank: int | None, labels: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Each basis times the scatter of the rows nearest to its first `rank` directions; None: that `labels` give it.
+    """Multiply each basis with the scatter of the rows nearest to its first `rank` directions.
 
-    All in `dtype`: these are bases to start from.
+    Where `rank` is None, `labels` (starts, m) assign the rows. Products are in `dtype`, which is enough for a start.
 
     Returns:
-        products like `bases` (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
+        the products (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
     """
     starts, k, r, _ = bases.shape
     products = torch.zeros_like(bases)
     captured = torch.zeros(starts, dtype=torch.float64, device=sample.device)
     bases = bases.flatten(0, 2).to(dtype)
     for where, block in sample.blocks(starts * k * r, dtype=dtype):
-        coordinates = (block @ bases.T).view(-1, starts, k, r)
+        coordinates = (block @ bases.T).view((-1, starts, k, r))
         lengths = torch.linalg.vector_norm(coordinates[..., :rank], dim=3, dtype=sample.dtype)
         explained = lengths.square()  # (rows, starts, k)
         nearest = labels[:, where].T if rank is None else explained.argmax(2)

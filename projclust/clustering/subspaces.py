@@ -1,9 +1,9 @@
-"""Subspaces, the rows nearest to them, and orthonormal bases.
+"""Subspaces, the assignment of rows to the nearest one, and orthonormal bases.
 
-Distances need no null spaces: the squared distance of a row to a linear subspace is ``|x|^2 - |V x|^2`` for an
+Distances need no null spaces: the squared distance of a row x to a linear subspace is ``|x|^2 - |V x|^2`` for an
 orthonormal basis ``V``. With a mean, whose part outside the subspace is h, it is ``|x|^2 - (|V x|^2 + 2 x.h - |h|^2)``.
-What is subtracted is called here what the subspace explains of the row. So assigning rows is one matrix product, made
-block by block: no array of n x k x j ever exists.
+The code calls what is subtracted the energy that the subspace explains. So the assignment of rows is one matrix
+product, made block by block, and no array of n x k x j ever exists.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rows import Rows, block_bytes
+from projclust.clustering.rows import Rows, block_bytes
 
-# Numbers in a matrix so small that float64 costs next to nothing.
+# A matrix of at most so many entries is small: float64 arithmetic on it costs next to nothing.
 SMALL = 2**16
 
 
@@ -24,8 +24,8 @@ class Subspaces:
 
     Attributes:
         bases: (k, j, d) orthonormal rows, strongest direction first; rows beyond a subspace's own rank are not used.
-        means: (k, d) a point of each subspace, or None when all pass through the origin.
-        ranks: the dimension of each.
+        means: (k, d) a point of each subspace, or None where all pass through the origin.
+        ranks: the dimension of each subspace.
     """
 
     bases: Tensor
@@ -34,22 +34,22 @@ class Subspaces:
 
     @staticmethod
     def of(bases: Tensor, means: Tensor | None = None) -> "Subspaces":
-        """Subspaces of one rank, that of `bases`."""
+        """Subspaces that all have the rank of `bases`."""
         return Subspaces(bases, means, [bases.shape[1]] * len(bases))
 
     def __len__(self) -> int:
         return len(self.bases)
 
     def basis(self, cluster: int) -> Tensor:
-        """(j, d) of one cluster, j its own rank."""
+        """(j, d) the basis of one cluster, where j is its own rank."""
         return self.bases[cluster, : self.ranks[cluster]]
 
     def truncated(self, rank: int) -> "Subspaces":
-        """The strongest directions of each, at most `rank`."""
+        """The subspaces that the strongest directions of each span, at most `rank` of them."""
         return Subspaces(self.bases, self.means, [min(rank, own) for own in self.ranks])
 
     def normals(self) -> Tensor:
-        """(k, d) the part of each mean outside its subspace: the foot of the perpendicular from the origin."""
+        """(k, d) the part of each mean outside its subspace, where the perpendicular from the origin meets it."""
         assert self.means is not None
         return torch.stack([mean - (self.basis(c) @ mean) @ self.basis(c) for c, mean in enumerate(self.means)])
 
@@ -60,7 +60,7 @@ class Assignment:
 
     Attributes:
         labels: (n,) int64.
-        distances: (n,) squared distance to it.
+        distances: (n,) the squared distance to it.
     """
 
     labels: Tensor
@@ -68,12 +68,12 @@ class Assignment:
 
 
 def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = None) -> Assignment:
-    """Look at every subspace for every row.
+    """Assign every row to its nearest subspace, by distances to all of them.
 
     Args:
         rows: n rows.
-        subspaces: k of them.
-        penalties: (k,) what choosing a subspace costs beside the squared distance.
+        subspaces: k subspaces, of any ranks.
+        penalties: (k,) what a row pays for each subspace beside its weighted squared distance.
     """
     k = len(subspaces)
     stacked = torch.cat([subspaces.basis(cluster) for cluster in range(k)])  # (sum of ranks, d)
@@ -96,11 +96,11 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
 
 
 def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
-    """Coordinates of every row in the basis of its own subspace, and what they leave out.
+    """Project every row onto the subspace of its label.
 
     Returns:
-        coefficients (n, j), zero beyond a subspace's own rank, and squared residuals (n,); the residuals are taken from
-        the rebuilt rows, so that they stay accurate when they are small.
+        the coefficients (n, j) of the rows in the bases, zero beyond a subspace's own rank; and the squared residuals
+        (n,), computed from the rebuilt rows, so that they stay accurate when they are small.
     """
     coefficients = torch.zeros(len(rows), subspaces.bases.shape[1], dtype=rows.dtype, device=rows.device)
     residuals = torch.empty_like(rows.norms)
@@ -114,25 +114,25 @@ def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tens
 
 
 def centred_blocks(rows: Rows, members: Tensor, means: Tensor | None, cluster: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the numbers of some `members` of a cluster, and these rows less the cluster's mean, if there are means."""
+    """Yield, block by block, the numbers of `members` of a cluster, and these rows less its mean, if it has one."""
     for where, block in rows.blocks(rows.dim, members):
         yield members[where], block if means is None else block - means[cluster].to(block.dtype)
 
 
 def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
-    """The row numbers of each cluster, ascending."""
+    """The row numbers of each cluster, in ascending order."""
     order = labels.argsort(stable=True)
     sizes: list[int] = torch.bincount(labels, minlength=n_clusters).tolist()
     return list(order.split(sizes))
 
 
 def orthonormal_rows(matrices: Tensor) -> Tensor:
-    """(k, j, d) orthonormal rows that span, one after the other, what the rows of each matrix span.
+    """(k, j, d) orthonormal rows such that the first r of them span what the first r rows of each matrix span.
 
-    By Cholesky factors, which are mostly matrix products: for large matrices in their own precision, where their rows
-    are far from dependent, as those of a basis that moved a little are; or else in float64. What is too close to
-    dependent for that goes to Householder's method on the CPU. A matrix without full rank gets arbitrary directions to
-    complete it.
+    Cholesky-QR does this mostly with matrix products. Large matrices are factored in their own precision, which is
+    enough where the rows are far from dependent, as those of a basis that moved a little are; all others in float64.
+    Where rows are too close to dependent for either, Householder's method on the CPU takes over. A matrix without full
+    rank is completed by arbitrary directions.
     """
     bases = torch.empty_like(matrices)
     at_once = max(1, block_bytes(matrices.device) // (8 * matrices[0].numel()))
@@ -145,7 +145,7 @@ def orthonormal_rows(matrices: Tensor) -> Tensor:
         for cluster in (~good).nonzero().squeeze(1).tolist():
             exact = part[cluster].double()
             exact /= exact.norm(dim=1, keepdim=True).clamp_(min=torch.finfo(exact.dtype).tiny)
-            # The hint of the identity decides what rounding would decide: the directions that are missing.
+            # A trace of the identity chooses the missing directions, which rounding would choose otherwise.
             hinted = exact + 1e-8 * torch.eye(*exact.shape, dtype=exact.dtype, device=exact.device)
             found[cluster] = torch.linalg.qr(hinted.T.cpu())[0].T.to(found.device, found.dtype)
         out.copy_(found)
@@ -153,7 +153,7 @@ def orthonormal_rows(matrices: Tensor) -> Tensor:
 
 
 def _cholesky_orthonormal(matrices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """(k, j, d) rows orthonormal by Cholesky factors in the given precision, and (k,) whether they are."""
+    """Cholesky-QR in the given precision: (k, j, d) rows, and (k,) whether they are orthonormal to `tolerance`."""
     scaled = matrices / matrices.norm(dim=2, keepdim=True).clamp_(min=torch.finfo(matrices.dtype).tiny)
     factors, failed = torch.linalg.cholesky_ex(scaled @ scaled.mT)
     found = torch.linalg.solve_triangular(factors, scaled, upper=False)

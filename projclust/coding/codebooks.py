@@ -11,7 +11,7 @@ their own bits only, as int4 and int8 do.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,9 +28,10 @@ class Kind:
     """One way to code a coordinate of unit variance.
 
     Attributes:
-        name: of its table in codebooks.safetensors; integers have none.
-        bits: new bits of a step.
-        values: coordinates that a step decodes.
+        name: the name of its table in codebooks.safetensors, where integers have none; that of integers is the one
+            that `options.Codes` has for them.
+        bits: the new bits of a step.
+        values: the number of coordinates that a step decodes.
         distortion: mean squared error on Gaussian samples, measured by scripts/train_codebooks.py; of the integers,
             whose grid is laid over what they code, with the grid of `INTEGER_REACH` deviations.
     """
@@ -42,12 +43,22 @@ class Kind:
 
     @property
     def rate(self) -> float:
-        """Bits a coordinate."""
+        """The bits of a coordinate."""
         return self.bits / self.values
 
 
-# Deviations that the grid of integers reaches to either side where it is laid by the standard deviation.
+# How many deviations the grid of integers reaches to either side where it is laid by the standard deviation.
 INTEGER_REACH = 4.5
+
+
+def largest_integer(bits: int) -> int:
+    """The largest integer of so many bits, sign included."""
+    return (1 << bits - 1) - 1
+
+
+def _integer(bits: int) -> Kind:
+    return Kind(f"int{bits}", bits, 1, (INTEGER_REACH / largest_integer(bits)) ** 2 / 12)
+
 
 # A kind's place is its number in the stored format: append, never change.
 KINDS = (
@@ -58,29 +69,24 @@ KINDS = (
     Kind("trellis-2", 2, 1, 0.0757),
     Kind("trellis-3", 3, 1, 0.0198),
     Kind("trellis-4", 4, 1, 0.0056),
-    Kind("int4", 4, 1, (INTEGER_REACH / 7) ** 2 / 12),
-    Kind("int8", 8, 1, (INTEGER_REACH / 127) ** 2 / 12),
+    _integer(4),
+    _integer(8),
     Kind("scalar-1", 1, 1, 0.3634),
     Kind("scalar-2", 2, 1, 0.1175),
     Kind("scalar-3", 3, 1, 0.0345),
     Kind("scalar-4", 4, 1, 0.0095),
 )
+NUMBER_OF = {kind.name: number for number, kind in enumerate(KINDS)}
 NONE = 0
 TRELLIS = (1, 2, 3, 4, 5, 6, 8)  # int8 for what deserves more bits than the trellises have
 SCALAR = (9, 10, 11, 12, 8)
-INT4, INT8 = 7, 8
 # Tables of one kind lie one after the other, one for each of its values.
 FIRST_TABLE = tuple(sum(kind.values for kind in KINDS[:number]) for number in range(len(KINDS)))
 
 
 def is_integer(kind: int) -> bool:
     """Whether codes are integers, multiplied by a step, and not values of unit variance."""
-    return kind in (INT4, INT8)
-
-
-def largest_integer(kind: int) -> int:
-    """Of a kind of integers."""
-    return (1 << KINDS[kind].bits - 1) - 1
+    return KINDS[kind].name.startswith("int")
 
 
 def needs_search(kind: int) -> bool:
@@ -88,24 +94,23 @@ def needs_search(kind: int) -> bool:
     return KINDS[kind].name.startswith("trellis")
 
 
-@lru_cache(maxsize=1)
-def _tables() -> Tensor:
+def distortions(device: torch.device | str) -> Tensor:
+    """(kinds,) float64: the distortion of every kind."""
+    return torch.tensor([kind.distortion for kind in KINDS], device=device, dtype=torch.float64)
+
+
+@cache
+def decode_tables(device: torch.device | str = "cpu") -> Tensor:
+    """(tables, 256) float32: the values of every kind by state; a kind's first is ``FIRST_TABLE[kind]``."""
     stored = load_file(CODEBOOKS_FILE)
     states = torch.arange(STATES, dtype=torch.float32, device="cpu")
     tables = []
-    for kind in KINDS:
-        if kind.name == "none":
+    for number, kind in enumerate(KINDS):
+        if number == NONE:
             tables.append(torch.zeros(1, STATES, device="cpu"))
-        elif kind.name == "int8":
-            tables.append((states - 128).unsqueeze(0))
-        elif kind.name == "int4":
-            tables.append((states % 16 - 8).unsqueeze(0))
+        elif is_integer(number):
+            tables.append((states % (1 << kind.bits) - (1 << kind.bits - 1)).unsqueeze(0))
         else:
-            own_states = 1 << (STATE_BITS if kind.name.startswith("trellis") else kind.bits)
+            own_states = 1 << (STATE_BITS if needs_search(number) else kind.bits)
             tables.append(stored[kind.name].float().repeat(1, STATES // own_states))
-    return torch.cat(tables)
-
-
-def decode_tables(device: torch.device | str = "cpu") -> Tensor:
-    """(tables, 256) float32: the values of every kind by state; a kind's first is ``FIRST_TABLE[kind]``."""
-    return _tables().to(device)
+    return torch.cat(tables).to(device)

@@ -5,16 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .codebooks import STATES, decode_tables
-from .layout import ClassLayout
+from projclust.coding.codebooks import STATES, decode_tables
+from projclust.coding.layout import ClassLayout
 
 
 class Windows(NamedTuple):
     """Where the state of each coordinate lies in a row of each class, and what it is looked up in.
 
     Attributes:
-        byte, shift: (C, r) int32, as in `ClassLayout`; coordinates without a code look at the first byte.
-        entry: (C, r) int32, the first entry of the coordinate's table among the values.
+        byte, shift, entry: (C, r) int32, as in `ClassLayout`; coordinates without a code look at the first byte.
         values: (tables * 256,) float32.
     """
 
@@ -25,22 +24,23 @@ class Windows(NamedTuple):
 
 
 def windows_of(layouts: list[ClassLayout], rank: int, device: torch.device | str = "cpu") -> Windows:
-    """The windows of rows with these layouts."""
+    """The windows of classes whose rows have these layouts."""
     byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32, device="cpu").unbind(0)
     sizes = torch.tensor([len(layout.coded) for layout in layouts], device="cpu")
     where = torch.repeat_interleave(sizes), torch.cat([layout.coded for layout in layouts])
-    byte[where] = torch.cat([layout.byte for layout in layouts]).int()
-    shift[where] = torch.cat([layout.shift for layout in layouts]).int()
-    entry[where] = torch.cat([layout.table for layout in layouts]).int() * STATES
-    return Windows(byte.to(device), shift.to(device), entry.to(device), decode_tables(device).flatten())
+    byte[where] = torch.cat([layout.byte for layout in layouts])
+    shift[where] = torch.cat([layout.shift for layout in layouts])
+    entry[where] = torch.cat([layout.entry for layout in layouts])
+    return Windows(byte.to(device), shift.to(device), entry.to(device), values=decode_tables(device).flatten())
 
 
 def unit_coordinates(codes: Tensor, windows: Windows, starts: Tensor, classes: Tensor) -> Tensor:
     """(N, r) float32 coordinates in units of their deviations, zero without a code.
 
     Args:
-        codes: (B,) uint8, of the whole table.
-        starts, classes: (N,) first byte and class of each row to decode.
+        codes: (B,) uint8, those of the whole table.
+        windows: where the coordinates of each class lie.
+        starts, classes: (N,) the first byte and the class of each row to decode.
     """
     if len(codes) == 0:
         return windows.values.new_zeros(len(starts), windows.byte.shape[1])

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .codebooks import FIRST_TABLE, KINDS, STATES, decode_tables, is_integer, needs_search
-from .layout import ClassLayout
-from .packing import pack_steps
-from .trellis import search, steps_of
+from projclust.coding.codebooks import FIRST_TABLE, KINDS, STATES, decode_tables, is_integer, needs_search
+from projclust.coding.layout import ClassLayout
+from projclust.coding.packing import pack_steps
+from projclust.coding.trellis import search, steps_of
 
 
 def encode_rows(
@@ -19,7 +19,7 @@ def encode_rows(
     Args:
         coordinates: (N, r) float.
         deviations: (r,) as they will be read.
-        layout: of the class.
+        layout: that of the class.
         advance: called with the number of rows that were just encoded.
     """
     spread = deviations[layout.coded.to(deviations.device)]
@@ -36,6 +36,12 @@ def encode_rows(
     return torch.cat(parts) if parts else coordinates.new_empty((0, layout.row_bytes), dtype=torch.uint8)
 
 
+def widening(energy: Tensor, coded: Tensor) -> Tensor:
+    """(C,) what widens each class's deviations by half of what its codes shrink the energy of its coordinates, (C,)."""
+    shrunk = (energy / coded.clamp(min=1e-300)).clamp(1, 4)
+    return (0.5 + 0.5 * shrunk).sqrt().where(coded > 0, torch.ones_like(shrunk))
+
+
 def _nearest(unit: Tensor, kinds: list[int]) -> Tensor:
     """(N, m) uint8 states of codes that depend on no bits but their own."""
     states = torch.empty(unit.shape, dtype=torch.uint8, device=unit.device)
@@ -47,8 +53,7 @@ def _nearest(unit: Tensor, kinds: list[int]) -> Tensor:
             nearest = unit[:, columns].round().clamp(float(levels.min()), float(levels.max())) - levels[0]
         else:
             sorted_levels, order = levels.sort()
-            nearest = order[
-                torch.bucketize(unit[:, columns].contiguous(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)
-            ]
+            edges = (sorted_levels[1:] + sorted_levels[:-1]) / 2
+            nearest = order[torch.bucketize(unit[:, columns].contiguous(), edges)]
         states[:, columns] = nearest.to(torch.uint8)
     return states

@@ -2,34 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import torch
 from torch import Tensor
 
-from projclust.clustering.estimator import as_table
-from projclust.errors import ProjclustError
-
-from .codebooks import INT4, INT8, NONE, SCALAR, TRELLIS, largest_integer
-from .decode import unit_coordinates, windows_of
-from .encode import encode_rows
-from .moments import bands, checked_metric, checked_weights, default_classes, moments_of, row_blocks
-from .plans import DECODER_BITS, Planner
-from .stored import (
-    MOST_CLASSES,
+from projclust.coding.classes import ClassedRows, classes_by_weight
+from projclust.coding.codebooks import NONE, NUMBER_OF, SCALAR, TRELLIS, largest_integer
+from projclust.coding.decode import unit_coordinates, windows_of
+from projclust.coding.design import DECODER_BITS, Designer
+from projclust.coding.encode import encode_rows, widening
+from projclust.coding.stored import (
     STEPS_PER_OCTAVE,
-    CodedShape,
     SideTables,
+    decoder_of_each,
     store_classes,
     store_side_tables,
     stored_decoders,
     stored_means,
 )
+from projclust.errors import ProjclustError
+from projclust.options import Choice, Codes
+from projclust.shapes import MOST_CLASSES, CodedShape
 
 Progress = Callable[[int, int], None]
 
 
-class Coder(str, Enum):
+class Coder(Choice):
     """The codes that `fit_coded` chooses from."""
 
     TRELLIS = "trellis"
@@ -46,9 +44,9 @@ class CodedMatrix:
     Attributes:
         shape: its sizes.
         stored: every stored tensor by name.
-        classes: (n,) of the rows.
-        ranks: coordinates with codes in each class.
-        row_bytes: of the codes of a row of each class.
+        classes: (n,) the class of each row.
+        ranks: the number of coordinates with codes in each class.
+        row_bytes: the bytes of a row's codes in each class.
     """
 
     shape: CodedShape
@@ -62,7 +60,7 @@ def fit_coded(
     table: Tensor,
     budget: int,
     sample_weight: Tensor | None = None,
-    metric: Tensor | None = None,
+    sensitivity: Tensor | None = None,
     coder: Coder = Coder.TRELLIS,
     classes: int | None = None,
     decoders: int | None = None,
@@ -72,13 +70,14 @@ def fit_coded(
 
     Rows are classed by their weight (of equal weight, by their length), each class with its own mean, its own spread
     and its own bits for every coordinate. What is minimised is the weighted sum of the rows' squared errors, each
-    relative to its class's mean square, in the coordinates that `metric` makes.
+    relative to its class's mean square, in the coordinates that `sensitivity` makes. Bits are allotted by reverse
+    water-filling (Cover and Thomas, "Elements of Information Theory", section 10.3.3).
 
     Args:
         table: (n, d) of any float dtype.
         budget: bytes.
         sample_weight: (n,) how much each row's relative error counts; default: all one.
-        metric: (d, d) symmetric positive definite M; an error e counts as |e M|^2. Default: the identity.
+        sensitivity: (d, d) symmetric positive definite M; an error e counts as |e M|^2. Default: the identity.
         coder: the codes to choose from.
         classes: how many, at most 256; default: as the table's size warrants.
         decoders: matrices that make rows of coordinates; class c of C has number c * decoders // C. Default: as many
@@ -87,25 +86,24 @@ def fit_coded(
 
     Raises:
         ProjclustError: the budget does not even hold what is stored beside the codes; NaN or infinity in the table;
-            weights or a metric that are none; more classes, or decoders for them, than there can be.
+            weights or a sensitivity that are none; more classes, or decoders for them, than there can be.
+
+    Example::
+
+        coded = fit_coded(table, budget=table.numel() // 4, sample_weight=counts)  # two bits for each entry
+        assert coded.shape.bytes <= table.numel() // 4
     """
-    table = as_table(table)
-    n, d = table.shape
-    weight = checked_weights(sample_weight, n)
-    count = default_classes(n) if classes is None else classes
-    if not 1 <= count <= MOST_CLASSES:
-        raise ProjclustError(f"coded tables have 1 to {MOST_CLASSES} classes, not {count}")
-    if decoders is not None and not 1 <= decoders <= count:
-        raise ProjclustError(f"{count} classes have 1 to {count} decoders, not {decoders}")
-    ids = bands(table, weight, count)
-    metric = checked_metric(metric, d).to(table.device)
-    plan = Planner(moments_of(table, ids, weight, metric, count), metric, _KINDS_OF[coder]).plan(budget, decoders)
-    return encode_table(table, ids, plan.side, metric @ plan.inverses, DECODER_BITS, weight, progress)
+    rows = classes_by_weight(table, sample_weight, classes)
+    if decoders is not None and not 1 <= decoders <= rows.count:
+        raise ProjclustError(f"{rows.count} classes have 1 to {rows.count} decoders, not {decoders}")
+    design = Designer(rows, sensitivity, _KINDS_OF[coder]).best(budget, decoders)
+    return encode_table(rows, design.side, design.solvers, DECODER_BITS, progress=progress)
 
 
 def code_clusters(
     table: Tensor,
     labels: Tensor,
+    *,
     bases: Tensor,
     means: Tensor | None,
     ranks: list[int],
@@ -116,98 +114,100 @@ def code_clusters(
 
     Args:
         table: (n, d).
-        labels: (n,) cluster of each row.
+        labels: (n,) the cluster of each row.
         bases: (k, j, d) orthonormal rows, j the largest rank.
         means: (k, d) or None for linear subspaces.
-        ranks: of each cluster.
-        codes: "int8" or "int4", of the coefficients; each coordinate of each cluster has its own step.
+        ranks: the rank of each cluster.
+        codes: the integers of `Codes` that the coefficients become; each coordinate of each cluster has its own step.
         progress: as `fit_coded`.
 
     Raises:
-        ProjclustError: there are more clusters than classes can be numbered.
+        ProjclustError: there are more clusters than classes can be numbered, or the codes are no integers.
+
+    Example::
+
+        coded = code_clusters(table, labels, bases=bases, means=None, ranks=[64] * 5, codes="int8")
     """
     k, rank, _ = bases.shape
     if k > MOST_CLASSES:
         raise ProjclustError(f"coded tables have at most {MOST_CLASSES} clusters, not {k}")
-    kind = {"int8": INT8, "int4": INT4}[codes]
+    bits = Codes.of(codes, "codes").bits
+    if bits is None:
+        raise ProjclustError(f"clusters are coded in integers, not {codes}")
     device = table.device
-    bases = bases.to(device).float()
+    bases = bases.to(device, torch.float32, copy=True)
     kinds = torch.zeros(k, rank, dtype=torch.uint8, device=device)
     for cluster, own in enumerate(ranks):
-        kinds[cluster, :own] = kind
+        kinds[cluster, :own] = NUMBER_OF[codes]
         bases[cluster, own:] = 0
     offsets = None if means is None else stored_means(means.to(device).float())
     # The coefficients are solved for the means and bases as they will be read.
     decoders = stored_decoders(bases, 8)
     solvers = torch.linalg.pinv(decoders.double())  # (k, d, j)
     steps = torch.zeros(k, rank, device=device)
-    labels = labels.to(device).long()
-    for cluster, block in row_blocks(labels, k):
+    equal = torch.ones(len(table), dtype=torch.float64, device=device)
+    rows = ClassedRows(table=table, ids=labels.to(device).long(), count=k, weights=equal)
+    for cluster, block in rows.blocks():
         found = (_without_mean(table[block].double(), offsets, cluster) @ solvers[cluster]).abs().amax(0).float()
-        steps[cluster] = torch.maximum(steps[cluster], found / largest_integer(kind))
+        steps[cluster] = torch.maximum(steps[cluster], found / largest_integer(bits))
     # Stored steps are rounded: up, lest they do not reach the largest coefficient.
-    side = SideTables(kinds, steps * (kinds != NONE) * 2 ** (0.5 / STEPS_PER_OCTAVE), offsets, decoders)
-    return encode_table(table, labels, side, solvers, 8, None, progress)
+    steps = steps * (kinds != NONE) * 2 ** (0.5 / STEPS_PER_OCTAVE)
+    side = SideTables(kinds=kinds, deviations=steps, means=offsets, decoders=decoders)
+    return encode_table(rows, side, solvers, 8, widen=False, progress=progress)
 
 
 def encode_table(
-    table: Tensor,
-    ids: Tensor,
+    rows: ClassedRows,
     side: SideTables,
     solvers: Tensor,
     decoder_bits: int,
-    weight: Tensor | None,
-    progress: Progress | None,
+    widen: bool = True,
+    progress: Progress | None = None,
 ) -> CodedMatrix:
-    """Code all rows; with weights, each class's deviations are then widened by half of what its codes shrink it.
+    """Code all rows.
 
     Args:
-        ids: (n,) class of each row.
+        rows: the table in classes.
         side: what is stored beside the codes.
-        solvers: (G, d, r) that make coordinates of a row without its class's mean.
-        decoder_bits: of the decoders' entries.
-        weight: (n,) of the rows.
+        solvers: (G, d, r) matrices that make coordinates of a row without its class's mean.
+        decoder_bits: the bits of the decoders' entries.
+        widen: whether to widen each class's deviations by half of what its codes shrink it, measured with the weights.
         progress: as `fit_coded`.
     """
-    (n, d), count, device = table.shape, len(side.kinds), table.device
+    (n, d), count, device = rows.table.shape, rows.count, rows.table.device
     stored, read = store_side_tables(side, decoder_bits)
     layouts = read.layouts()
     windows = windows_of(layouts, side.kinds.shape[1], device)
-    groups = [number * len(solvers) // count for number in range(count)]
-    energy = torch.zeros(count, 2, dtype=torch.float64, device=device)  # of what was to be coded, and of the codes
+    groups = decoder_of_each(count, len(solvers))
+    energy = torch.zeros(count, 2, dtype=torch.float64, device=device)  # before and after coding
     codes, done = [], 0
 
-    def advance(rows: int) -> None:
+    def advance(more: int) -> None:
         nonlocal done
-        done += rows
+        done += more
         if progress is not None:
             progress(done, n)
 
-    for number, block in row_blocks(ids, count):
+    for number, block in rows.blocks():
         layout = layouts[number]
-        left = _without_mean(table[block].double(), read.means, number)
+        left = _without_mean(rows.table[block].double(), read.means, number)
         coordinates = (left @ solvers[groups[number]]).float()
-        part = encode_rows(coordinates, read.deviations[number], layout, advance)
-        codes.append(part.flatten())
-        if weight is not None:
+        codes.append(encode_rows(coordinates, read.deviations[number], layout, advance).flatten())
+        if widen:
             starts = torch.arange(len(block), device=device) * layout.row_bytes
             same = torch.full_like(starts, number)
             decoded = unit_coordinates(codes[-1], windows, starts, same) * read.deviations[number]
-            own = weight[block.cpu()].to(device)
-            coded = read.kinds[number] != NONE
+            own, coded = rows.weights[block], read.kinds[number] != NONE
             energy[number, 0] += own @ coordinates[:, coded].double().square().sum(1)
             energy[number, 1] += own @ decoded.double().square().sum(1)
-    if weight is not None:
-        lost = (energy[:, 0] / energy[:, 1].clamp(min=1e-300)).clamp(1, 4)
-        gains = (0.5 + 0.5 * lost).sqrt().where(energy[:, 1] > 0, torch.ones_like(lost))
-        stored, _ = store_side_tables(
-            replace(read, deviations=read.deviations * gains.float().unsqueeze(1)), decoder_bits
-        )
-    stored |= {"weight": torch.cat(codes), **store_classes(ids, count)}
-    kinds = side.kinds
-    used, code_bytes, affine = int((kinds != NONE).sum()), len(stored["weight"]), side.means is not None
-    shape = CodedShape(n, d, count, kinds.shape[1], len(solvers), decoder_bits, affine, used, code_bytes)
-    return CodedMatrix(shape, stored, ids, (kinds != NONE).sum(1).tolist(), [layout.row_bytes for layout in layouts])
+    if widen:
+        wider = read.deviations * widening(energy[:, 0], energy[:, 1]).float().unsqueeze(1)
+        stored, _ = store_side_tables(replace(read, deviations=wider), decoder_bits)
+    stored |= {"weight": torch.cat(codes), **store_classes(rows.ids, count)}
+    ranks = (side.kinds != NONE).sum(1).tolist()
+    sizes = {"rank": side.kinds.shape[1], "decoders": len(solvers), "decoder_bits": decoder_bits, "coded": sum(ranks)}
+    shape = CodedShape(n, d, count, affine=side.means is not None, code_bytes=len(stored["weight"]), **sizes)
+    return CodedMatrix(shape, stored, rows.ids, ranks, [layout.row_bytes for layout in layouts])
 
 
 def _without_mean(rows: Tensor, means: Tensor | None, number: int) -> Tensor:

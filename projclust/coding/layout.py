@@ -1,14 +1,13 @@
 """Where in the packed codes each coordinate of each row lies: it follows from the kinds of codes and the class ids."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from projclust.coding.codebooks import FIRST_TABLE, KINDS, NONE, STATE_BITS, STATES
 from projclust.errors import ProjclustError
-
-from .codebooks import FIRST_TABLE, KINDS, NONE, STATE_BITS
 
 # On the CPU whatever the default device: this may be imported while a model is built without data.
 # Behind the kinds comes what stands for no code while coordinates are sorted.
@@ -23,18 +22,24 @@ class ClassLayout:
 
     Attributes:
         coded: (m,) the coordinates that have codes, in the order of the row's bits: by kind, then by number.
-        kinds: of each of them.
-        byte, shift: (m,) the state of a coordinate is, of the 16 bits from this byte of the row on, shifted right.
-        table: (m,) the row of `decode_tables` that its state is looked up in.
-        row_bytes: of the row.
+        kinds: the kind of code of each of them.
+        byte, shift: (m,) int32; the state of a coordinate is the low byte of the 16 bits from this byte of the row on,
+            shifted right by so many.
+        entry: (m,) int32, the first entry of the table that its state is looked up in, among those of all tables.
+        row_bytes: the length of the row.
     """
 
     coded: Tensor
     kinds: list[int]
     byte: Tensor
     shift: Tensor
-    table: Tensor
+    entry: Tensor
     row_bytes: int
+
+    def to(self, device: torch.device) -> "ClassLayout":
+        """The same on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("coded", "byte", "shift", "entry")}
+        return replace(self, **moved)
 
 
 def class_layouts(kinds: Tensor) -> list[ClassLayout]:
@@ -55,10 +60,17 @@ def class_layouts(kinds: Tensor) -> list[ClassLayout]:
     # Before a row lie zeros: where fewer than 8 bits have come, the shift leaves only those.
     byte = (ends_of - STATE_BITS).clamp(min=0) // 8
     shift = 16 - (ends_of - 8 * byte)
-    table = _FIRST_TABLE[ordered] + place
+    entry = (_FIRST_TABLE[ordered] + place) * STATES
     kinds_of, sizes = ordered.tolist(), (kinds != NONE).sum(1).tolist()
     return [
-        ClassLayout(coded[c, :size], kinds_of[c][:size], byte[c, :size], shift[c, :size], table[c, :size], row_bytes[c])
+        ClassLayout(
+            coded=coded[c, :size],
+            kinds=kinds_of[c][:size],
+            byte=byte[c, :size].int(),
+            shift=shift[c, :size].int(),
+            entry=entry[c, :size].int(),
+            row_bytes=row_bytes[c],
+        )
         for c, size in enumerate(sizes)
     ]
 
@@ -68,7 +80,7 @@ def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:
 
     int32 where that is wide enough.
     """
-    ids = classes.to("cpu", torch.uint8).numpy()  # of whose bytes NumPy's stable sort is the faster one
+    ids = classes.to("cpu", torch.uint8).numpy()  # NumPy's stable sort of bytes is the faster one
     lengths = np.repeat(row_bytes, np.bincount(ids, minlength=len(row_bytes)))
     ends = lengths.cumsum()
     starts = np.empty(len(ids), dtype=np.int64)

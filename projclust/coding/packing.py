@@ -22,7 +22,7 @@ def pack_steps(states: Tensor, bits: list[int]) -> Tensor:
 
     Args:
         states: (N, steps) uint8.
-        bits: new bits of each step.
+        bits: the new bits of each step.
     """
     columns = [(states[:, step] >> shift) & 1 for step, count in enumerate(bits) for shift in range(count - 1, -1, -1)]
     if not columns:

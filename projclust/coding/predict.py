@@ -1,22 +1,19 @@
 """What `fit_coded` would reach within a budget of bytes, without coding the table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from projclust.clustering.estimator import as_table
+from projclust.coding.classes import ClassedRows, ClassStatistics, classes_by_weight, default_classes
+from projclust.coding.codebooks import NONE, TRELLIS, distortions
+from projclust.coding.design import DECODER_BITS, Design, Designer, bytes_beside_codes
+from projclust.coding.encode import widening
+from projclust.coding.fit import CodedMatrix, encode_table
+from projclust.coding.stored import SideTables, decoder_of_each
 from projclust.errors import ProjclustError
-
-from .codebooks import KINDS, NONE, TRELLIS
-from .fit import CodedMatrix, encode_table
-from .moments import Moments, bands, checked_metric, checked_weights, default_classes, moments_of, row_blocks
-from .plans import DECODER_BITS, Plan, Planner
-from .stored import CodedShape, SideTables
-
-# The least and the most that a class's codes are taken to shrink its energy, as in `fit_coded`.
-_LEAST_LOST, _MOST_LOST = 1.0, 4.0
+from projclust.shapes import CodedShape
 
 
 @dataclass(frozen=True)
@@ -24,29 +21,22 @@ class Prediction:
     """What a table would be coded with, and what that would leave.
 
     Attributes:
-        bytes: of everything stored.
+        bytes: the size of everything stored.
         relative_error: squared error of the rows over the table's squared norm.
         weighted_relative_error: the same with the row weights.
-        classes: (n,) of the rows.
-        side: what is stored beside the codes.
-        solvers: (G, d, r) that make coordinates of a row without its class's mean.
+        rows: the table in classes.
+        design: what it would be coded with.
     """
 
     bytes: int
     relative_error: float
     weighted_relative_error: float
-    classes: Tensor
-    side: SideTables
-    solvers: Tensor
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits for each entry of the table."""
-        return 8 * self.bytes / (len(self.classes) * self.side.decoders.shape[2])
+    rows: ClassedRows
+    design: Design
 
 
 def predict_coded(
-    table: Tensor, budgets: Sequence[int], sample_weight: Tensor | None = None, metric: Tensor | None = None
+    table: Tensor, budgets: Sequence[int], sample_weight: Tensor | None = None, sensitivity: Tensor | None = None
 ) -> list[Prediction]:
     """What `fit_coded` would reach with the trellis codes, for each of several budgets.
 
@@ -55,64 +45,49 @@ def predict_coded(
     within a few per cent of those of the codes themselves, and far cheaper; short rows are coded worse than predicted.
 
     Args:
-        table, sample_weight, metric: as `fit_coded`.
+        table, sample_weight, sensitivity: as `fit_coded`.
         budgets: bytes.
 
     Returns:
-        a prediction for each budget. Its errors are of the table's own coordinates, whatever the metric.
+        a prediction for each budget. Its errors are those of the table's own coordinates, whatever the sensitivity.
 
     Raises:
-        ProjclustError: `fit_coded`'s.
+        ProjclustError: what `fit_coded` raises.
     """
-    table = as_table(table)
-    n, d = table.shape
-    weight = checked_weights(sample_weight, n)
-    count = default_classes(n)
-    ids = bands(table, weight, count)
-    metric = checked_metric(metric, d).to(table.device)
-    moments = moments_of(table, ids, weight, metric, count)
-    planner = Planner(moments, metric, TRELLIS)
-    norms = torch.cat([rows.double().square().sum(1) for rows in table.split(4096)]).cpu()
-    unweighted = _unweighted(table, moments, ids, weight)
+    rows = classes_by_weight(table, sample_weight, None)
+    designer = Designer(rows, sensitivity, TRELLIS)
+    statistics = designer.statistics
+    norms = torch.cat([block.double().square().sum(1) for block in rows.table.split(4096)]).cpu()
+    unweighted = _unweighted(rows, statistics)
     found = []
     for budget in budgets:
-        plan = planner.plan(budget)
-        errors = _errors(plan, moments, metric)
+        design = designer.best(budget)
+        errors = _errors(design, statistics, designer.sensitivity)
         plain = errors * unweighted
-        found.append(
-            Prediction(
-                _bytes(plan.side, moments.rows, n),
-                _ratio(float(plain.sum()), float(norms.sum())),
-                _ratio(float(errors.sum()), float(weight @ norms)),
-                ids,
-                plan.side,
-                metric @ plan.inverses,
-            )
+        prediction = Prediction(
+            bytes=_bytes(design.side, statistics.rows),
+            relative_error=_ratio(float(plain.sum()), float(norms.sum())),
+            weighted_relative_error=_ratio(float(errors.sum()), float(rows.weights.cpu() @ norms)),
+            rows=rows,
+            design=design,
         )
+        found.append(prediction)
     return found
 
 
-def code_rows(prediction: Prediction, table: Tensor, rows: Tensor, sample_weight: Tensor | None = None) -> CodedMatrix:
-    """Code some rows of the table, nearly as `fit_coded` would code them among all others.
+def code_rows(prediction: Prediction, ids: Tensor) -> CodedMatrix:
+    """Code some rows of the table, of these numbers (N,), nearly as `fit_coded` would code them among all others.
 
     By how much codes shrink a class is measured on the given rows only, so deviations may differ by a per cent or two.
-
-    Args:
-        prediction: for this table.
-        table: (n, d).
-        rows: (N,) their numbers.
-        sample_weight: (n,) as it was for the prediction.
     """
-    weight = checked_weights(sample_weight, len(table))
-    classes = prediction.classes[rows]
-    return encode_table(
-        table[rows], classes, prediction.side, prediction.solvers, DECODER_BITS, weight[rows.cpu()], None
-    )
+    rows, design = prediction.rows, prediction.design
+    chosen = replace(rows, table=rows.table[ids], ids=rows.ids[ids], weights=rows.weights[ids])
+    return encode_table(chosen, design.side, design.solvers, DECODER_BITS)
 
 
 def least_bytes(n: int, d: int) -> int:
     """What `fit_coded` stores of an n x d table beside any codes, at least."""
-    return CodedShape(n, d, default_classes(n), 1, 1, DECODER_BITS, True, 0, 0).bytes
+    return bytes_beside_codes(n, d, default_classes(n))
 
 
 def check_budget(budget: int, n: int, d: int) -> None:
@@ -129,13 +104,13 @@ def check_budget(budget: int, n: int, d: int) -> None:
         raise ProjclustError(f"{budget:,} bytes are too many: coded tables take less than 32 bits a weight")
 
 
-def _unweighted(table: Tensor, moments: Moments, ids: Tensor, weight: Tensor) -> Tensor:
+def _unweighted(rows: ClassedRows, statistics: ClassStatistics) -> Tensor:
     """(C,) by how much the energy of each class's rows without their mean is larger where every row weighs one."""
-    sums = torch.zeros(len(moments.means), 2, dtype=torch.float64, device=table.device)
-    for number, block in row_blocks(ids, len(moments.means)):
-        energy = (table[block].double() - moments.means[number]).square().sum(1)
+    sums = torch.zeros(rows.count, 2, dtype=torch.float64, device=rows.table.device)
+    for number, block in rows.blocks():
+        energy = (rows.table[block].double() - statistics.means[number]).square().sum(1)
         sums[number, 0] += energy.sum()
-        sums[number, 1] += weight.to(table.device)[block] @ energy
+        sums[number, 1] += rows.weights[block] @ energy
     return torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1e-300), torch.ones_like(sums[:, 0]))
 
 
@@ -143,35 +118,25 @@ def _ratio(error: float, norm: float) -> float:
     return error / norm if norm > 0 else 0.0
 
 
-def _bytes(side: SideTables, rows: list[int], n: int) -> int:
+def _bytes(side: SideTables, rows: list[int]) -> int:
     decoders, rank, d = side.decoders.shape
     code_bytes = sum(count * layout.row_bytes for count, layout in zip(rows, side.layouts(), strict=True))
-    used = int((side.kinds != NONE).sum())
-    return CodedShape(n, d, len(rows), rank, decoders, DECODER_BITS, True, used, code_bytes).bytes
+    sizes = {"rank": rank, "decoders": decoders, "decoder_bits": DECODER_BITS, "coded": int((side.kinds != NONE).sum())}
+    return CodedShape(sum(rows), d, len(rows), affine=True, code_bytes=code_bytes, **sizes).bytes
 
 
-def _errors(plan: Plan, moments: Moments, metric: Tensor) -> Tensor:
-    """(C,) the weighted sum of squared errors that a plan leaves in each class, without the metric."""
-    kinds, decoders = plan.side.kinds, plan.side.decoders.double()
-    count = len(kinds)
-    distortion = torch.tensor([kind.distortion for kind in KINDS], dtype=torch.float64, device=metric.device)
-    lost = distortion[kinds.long()]  # (C, r)
-    gains = _gains(plan.energies, lost, kinds != NONE)
-    inverse_metric = torch.linalg.inv(metric)
-    errors = torch.zeros(count, dtype=torch.float64, device=metric.device)
-    for number in range(count):
-        group = number * len(decoders) // count
+def _errors(design: Design, statistics: ClassStatistics, sensitivity: Tensor) -> Tensor:
+    """(C,) the weighted sum of squared errors that a design leaves in each class, without the sensitivity."""
+    kinds, decoders = design.side.kinds, design.side.decoders.double()
+    lost, energies = distortions(sensitivity.device)[kinds.long()], design.energies  # (C, r)
+    coded = kinds != NONE
+    gains = widening((energies * coded).sum(1), (energies * (1 - lost) * coded).sum(1)).unsqueeze(1)  # (C, 1)
+    inverse = torch.linalg.inv(sensitivity)
+    errors = torch.zeros(len(kinds), dtype=torch.float64, device=sensitivity.device)
+    for number, group in enumerate(decoder_of_each(len(kinds), len(decoders))):
         kept = gains[number] * (1 - lost[number])  # (r,) of a coordinate, on average
-        # A row y in the metric's coordinates, without its mean, keeps an error of y @ left and of the codes' noise.
-        left = inverse_metric - (plan.inverses[group] * kept) @ decoders[group]  # (d, d)
-        noise = gains[number] ** 2 * lost[number] * (1 - lost[number]) * plan.energies[number]
-        errors[number] = ((moments.scatter[number] @ left) * left).sum() + noise @ decoders[group].square().sum(1)
-    return errors * moments.squares
-
-
-def _gains(energies: Tensor, lost: Tensor, coded: Tensor) -> Tensor:
-    """(C, 1) that widen the deviations of each class by half of what its codes shrink it."""
-    before = (energies * coded).sum(1)
-    after = (energies * (1 - lost) * coded).sum(1)
-    ratio = (before / after.clamp(min=1e-300)).clamp(_LEAST_LOST, _MOST_LOST)
-    return (0.5 + 0.5 * ratio).sqrt().where(after > 0, torch.ones_like(ratio)).unsqueeze(1)
+        # A row y in the sensitivity's coordinates, without its mean, keeps an error of y @ left and the codes' noise.
+        left = inverse - (design.inverses[group] * kept) @ decoders[group]  # (d, d)
+        noise = gains[number] ** 2 * lost[number] * (1 - lost[number]) * energies[number]
+        errors[number] = ((statistics.scatter[number] @ left) * left).sum() + noise @ decoders[group].square().sum(1)
+    return errors * statistics.squares

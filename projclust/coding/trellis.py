@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .codebooks import FIRST_TABLE, KINDS, STATE_BITS, STATES, decode_tables
+from projclust.coding.codebooks import FIRST_TABLE, KINDS, STATE_BITS, STATES, decode_tables
 
 # Rows searched at once: their costs stay in a core's cache, or fill a GPU.
 _CPU_ROWS, _CUDA_ROWS = 256, 8192
@@ -20,8 +20,8 @@ def search(coordinates: Tensor, kinds: Sequence[int], importance: Tensor) -> Ten
 
     Args:
         coordinates: (N, m) float32, in units of their deviations, in the order of the row's bits.
-        kinds: of the m coordinates, ascending. Coordinates of one kind are decoded in steps of `Kind.values`; the last
-            step of a kind may be short.
+        kinds: the kind of each coordinate, ascending. Coordinates of one kind are decoded in steps of `Kind.values`;
+            the last step of a kind may be short.
         importance: (m,) what a unit of squared error costs in each coordinate.
 
     Returns:
@@ -59,7 +59,7 @@ def _search_block(
     count = len(rows)
     cost = rows.new_full((count, STATES), 1e30)
     cost[:, 0] = 0
-    origins = []  # of each step: (N, 256 >> bits), the high bits of the best predecessor
+    origins = []  # (N, 256 >> bits) for each step, the high bits of the best predecessor
     for (start, end, kind), book, offset in zip(steps, books, offsets, strict=True):
         bits = KINDS[kind].bits
         # State s comes from those whose low bits are s >> bits; they differ in their high bits.

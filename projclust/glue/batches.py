@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from .tasks import Rows
+from projclust.glue.data import Rows
 
 # Rows are shuffled, then sorted by length within so many batches: hardly any padding, yet batches differ each epoch.
 BATCHES_PER_BUCKET = 50

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from .tasks import TASKS, Task
+from projclust.glue.tasks import TASKS, Task
 
 
 class GlueMetric(evaluate.Metric):

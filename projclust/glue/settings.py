@@ -1,60 +1,49 @@
 """How to fine-tune: the settings of a run, and those that differ for single tasks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
-from projclust.errors import ProjclustError
+from projclust.errors import OptionError, ProjclustError
+from projclust.glue.tasks import TASKS
+from projclust.options import Choice, Options, option, part_of, read_value
 
-from .tasks import TASKS
+
+class Precision(Choice):
+    """The precision of training; scores are always computed in the model's own."""
+
+    NO = "no"
+    FP16 = "fp16"
+    BF16 = "bf16"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """Every setting of the fine-tuning that bears on a score.
 
-    Attributes:
-        baseline_epochs: training of the dense model before its embedding is compressed (protocol `paper`).
-        epochs: training after the compression.
-        learning_rate: the highest, reached after the warm-up; from there it falls linearly to 0.
-        batch_size: rows in each step of the optimizer, over all processes and accumulated parts together.
-        gradient_accumulation: parts each batch is cut into, to save memory.
-        max_length: tokens of a row, longer ones are cut.
-        warmup: fraction of the steps before the highest learning rate.
-        weight_decay: of AdamW, on weight matrices only.
-        max_grad_norm: gradients are scaled down to this norm.
-        mixed_precision: "no", "fp16" or "bf16", for training; scores are always computed in the model's own precision.
-        freeze_embedding: keep the input embedding as the compression left it.
-        limit: at most so many rows of each split.
+    Batches are of all processes and accumulated parts together; the learning rate falls linearly to 0 after the
+    warm-up; weight decay is for weight matrices only.
     """
 
-    baseline_epochs: int = 3
-    epochs: int = 2
-    learning_rate: float = 3e-5
-    batch_size: int = 32
-    gradient_accumulation: int = 1
-    max_length: int = 128
-    warmup: float = 0.06
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    freeze_embedding: bool = False
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        lowest = {"baseline_epochs": 0, "epochs": 0, "batch_size": 1, "gradient_accumulation": 1, "max_length": 4}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise ProjclustError(f"{_flag(name)} must be at least {least}, not {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise ProjclustError(f"--limit must be at least 1, not {self.limit}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ProjclustError(f"{_flag(name)} must be a positive number, not {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ProjclustError(f"--warmup is a fraction of the steps between 0 and 1, not {self.warmup}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ProjclustError(f"--weight-decay must be 0 or more, not {self.weight_decay}")
+    baseline_epochs: int = option(3, "The epochs of training before the compression, with --protocol paper.", least=0)
+    epochs: int = option(2, "The epochs of training after the compression.", least=0)
+    learning_rate: float = option(3e-5, "The learning rate of AdamW after the warm-up.", above=0, below=inf)
+    batch_size: int = option(32, "The rows of one step, over all processes.", least=1)
+    gradient_accumulation: int = option(
+        1,
+        "The parts that a batch is cut into, to save memory; an epoch's last batch, if not full, weighs less.",
+        least=1,
+    )
+    max_length: int = option(128, "The most tokens of a row; longer ones are cut.", least=4)
+    warmup: float = option(0.06, "The fraction of the steps in which the learning rate rises.", least=0, most=1)
+    weight_decay: float = option(0.0, "The weight decay of AdamW.", least=0, below=inf)
+    max_grad_norm: float = option(1.0, "Larger gradients are scaled down to this norm.", above=0, below=inf)
+    mixed_precision: Precision = option(Precision.NO, "The precision of the training.")
+    freeze_embedding: bool = option(False, "Do not train the embedding after the compression.")
+    limit: int | None = option(
+        None, "Use so many rows of each split only, for a quick look; marked in every output.", least=1
+    )
 
 
 # What may differ between the tasks of one run; the rest belongs to the whole process.
@@ -67,24 +56,23 @@ def parse_per_task(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Settings of single tasks from texts like ``cola:learning-rate=1e-4:epochs=4``.
 
     Raises:
-        ProjclustError: no such task or setting, or a value of another kind.
+        ProjclustError: there is no such task or setting, or a value is of another kind.
     """
-    kinds = {field.name: float if field.type is float or field.type == "float" else int for field in fields(Settings)}
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
         task, *pairs = text.split(":")
         if task not in TASKS:
             raise ProjclustError(f"--per-task {text}: there is no task {task!r}")
         for pair in pairs:
-            option, separator, value = pair.partition("=")
-            name = option.replace("-", "_")
+            option_name, separator, value = pair.partition("=")
+            name = option_name.replace("-", "_")
             if name not in PER_TASK or not separator:
-                known = ", ".join(_flag(name)[2:] for name in PER_TASK)
+                known = ", ".join(known.replace("_", "-") for known in PER_TASK)
                 raise ProjclustError(f"--per-task {text}: after the task come name=value pairs of {known}")
             try:
-                result.setdefault(task, {})[name] = kinds[name](value)
+                result.setdefault(task, {})[name] = read_value(part_of(Settings, name), value)
             except ValueError:
-                raise ProjclustError(f"--per-task {text}: {option} must be a number, not {value!r}") from None
+                raise ProjclustError(f"--per-task {text}: {option_name} must be a number, not {value!r}") from None
     return result
 
 
@@ -97,9 +85,12 @@ def without_settings(texts: tuple[str, ...], names: set[str]) -> tuple[str, ...]
 
 
 def settings_for(task: str, settings: Settings, per_task: Overrides) -> Settings:
-    """The settings of one task."""
-    return replace(settings, **per_task.get(task, {}))
+    """The settings of one task.
 
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    Raises:
+        OptionError: one of its own cannot be.
+    """
+    try:
+        return replace(settings, **per_task.get(task, {}))
+    except OptionError as error:
+        raise OptionError(f"{task}: {error}") from None

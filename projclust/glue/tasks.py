@@ -1,23 +1,10 @@
-"""The nine GLUE tasks and the packaged demonstration: where their rows come from and how they are scored."""
+"""The nine GLUE tasks and the packaged demonstration: what their rows hold and how they are scored."""
 
-import hashlib
-import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import numpy
-import pyarrow
-import pyarrow.parquet
-from datasets import disable_progress_bars, load_dataset
 
 from projclust.errors import ProjclustError
 
-HUB_GLUE = "nyu-mll/glue"
 DEMO = "demo"
-_DEMO_FOLDER = Path(__file__).parent / DEMO
 
 
 @dataclass(frozen=True)
@@ -25,14 +12,16 @@ class Task:
     """One task.
 
     Attributes:
-        name: of the configuration in nyu-mll/glue.
+        name: as nyu-mll/glue calls its configuration.
+        title: as people write it.
         sentences: the columns of text, one or two.
-        labels: names of the classes in the order of their numbers; empty for regression (STS-B, scores of 0 to 5).
+        labels: the classes in the order of their numbers; empty for regression (STS-B, scores of 0 to 5).
         metrics: the official ones.
-        validation: split to the suffix of its metrics' names.
+        validation: the suffix that the names of the metrics get, for each validation split.
     """
 
     name: str
+    title: str
     sentences: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
@@ -42,21 +31,22 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
-        Task("sst2", ("sentence",), ("negative", "positive")),
-        Task("mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-        Task("stsb", ("sentence1", "sentence2"), (), ("pearson", "spearmanr")),
-        Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+        Task("cola", "CoLA", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",)),
+        Task("sst2", "SST-2", ("sentence",), ("negative", "positive")),
+        Task("mrpc", "MRPC", ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
+        Task("stsb", "STS-B", ("sentence1", "sentence2"), (), ("pearson", "spearmanr")),
+        Task("qqp", "QQP", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
         Task(
             "mnli",
+            "MNLI",
             ("premise", "hypothesis"),
             ("entailment", "neutral", "contradiction"),
             validation={"validation_matched": "_matched", "validation_mismatched": "_mismatched"},
         ),
-        Task("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
-        Task("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
-        Task("wnli", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
-        Task(DEMO, ("sentence",), ("negative", "positive")),
+        Task("qnli", "QNLI", ("question", "sentence"), ("entailment", "not_entailment")),
+        Task("rte", "RTE", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+        Task("wnli", "WNLI", ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+        Task(DEMO, DEMO, ("sentence",), ("negative", "positive")),
     )
 }
 GLUE = tuple(name for name in TASKS if name != DEMO)
@@ -76,116 +66,3 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     if not chosen:
         raise ProjclustError(f"--tasks is empty: name all or some of {', '.join(TASKS)}")
     return tuple(dict.fromkeys(chosen))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of one split: one list of texts for each text column, and the labels (class numbers, or floats)."""
-
-    texts: tuple[list[str], ...]
-    labels: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """The rows of a task.
-
-    Attributes:
-        train: the rows to train on.
-        validation: the rows to score on, by the suffix of their metrics' names.
-        source: where they come from, in words.
-        sha256: of all these rows.
-    """
-
-    task: Task
-    train: Rows
-    validation: dict[str, Rows]
-    source: str
-    sha256: str
-
-    @property
-    def validation_rows(self) -> int:
-        """Rows of all validation splits."""
-        return sum(map(len, self.validation.values()))
-
-
-def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> TaskData:
-    """Read a task from a folder of nyu-mll/glue's layout, or from the Hub when there is no folder.
-
-    Args:
-        name: of the task.
-        glue_dir: the folder; the packaged demonstration needs none.
-        limit: at most so many rows of each split, drawn at random but always the same ones.
-
-    Raises:
-        ProjclustError: the folder lacks the task, the Hub cannot be reached, or the rows are not the task's.
-    """
-    task = TASKS[name]
-    splits: dict[str, Rows] = {}
-    for split in ("train", *task.validation):
-        place = "projclust" if name == DEMO else glue_dir if glue_dir is not None else HUB_GLUE
-        try:
-            columns = _read(task, split, glue_dir)
-        except ProjclustError:
-            raise
-        except Exception as error:  # damaged files and a silent Hub raise many kinds
-            hint = "; without the Hub, name a folder of its layout with --glue-dir" if place == HUB_GLUE else ""
-            reason = " ".join(str(error).split())[:200]
-            raise ProjclustError(f"cannot read {name} ({split}) from {place}: {reason}{hint}") from error
-        splits[split] = _rows(task, split, columns, limit)
-    digest = hashlib.sha256()
-    for split, rows in splits.items():
-        digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
-    source = Path(place).resolve().name if place == glue_dir else place
-    validation = {suffix: splits[split] for split, suffix in task.validation.items()}
-    return TaskData(task, splits["train"], validation, source, digest.hexdigest())
-
-
-def _read(task: Task, split: str, glue_dir: str | None) -> dict[str, list[Any]]:
-    """The columns of one split. Local files are read as they are now, past the cache of `datasets`."""
-    if task.name == DEMO:
-        lines = (_DEMO_FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-    if glue_dir is None:
-        disable_progress_bars()
-        return dict(load_dataset(HUB_GLUE, task.name, split=split).to_dict())
-    if not Path(glue_dir).is_dir():
-        raise ProjclustError(f"there is no folder {glue_dir}: --glue-dir takes a folder of {HUB_GLUE}'s layout")
-    files = sorted((Path(glue_dir) / task.name).glob(f"{split}-*.parquet"))
-    if not files:
-        raise ProjclustError(f"{glue_dir} has no task {task.name}: {task.name}/{split}-*.parquet is missing there")
-    return dict(pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files]).to_pydict())
-
-
-def _rows(task: Task, split: str, columns: dict[str, list[Any]], limit: int | None) -> Rows:
-    for column in (*task.sentences, "label"):
-        if column not in columns:
-            raise ProjclustError(f"the {split} rows of {task.name} have no column {column!r}")
-    count = len(columns["label"])
-    if count == 0:
-        raise ProjclustError(f"the {split} split of {task.name} has no rows")
-    chosen: Sequence[int] = range(count)
-    if limit is not None and count > limit:
-        chosen = numpy.random.default_rng(0).permutation(count)[:limit].tolist()
-    texts = tuple([columns[column][row] for row in chosen] for column in task.sentences)
-    for column, values in zip(task.sentences, texts, strict=True):
-        if not all(isinstance(value, str) for value in values):
-            raise ProjclustError(f"the {split} rows of {task.name} hold a {column} that is no text")
-    return Rows(texts, [_label(task, split, columns["label"][row]) for row in chosen])
-
-
-def _label(task: Task, split: str, value: Any) -> Any:
-    """A class number, or for regression a score."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if task.labels and number in range(len(task.labels)):
-        return int(number)
-    if not task.labels and 0 <= number <= 5:
-        return number
-    raise ProjclustError(f"the {split} rows of {task.name} hold the label {value!r}, which is none of its own")

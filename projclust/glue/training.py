@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from projclust.errors import ProjclustError
-
-from .batches import EncodedRows, ShuffledBatches, SortedBatches, data_loader
-from .metrics import GlueMetric
-from .settings import Settings
-from .tasks import Task
+from projclust.glue.batches import EncodedRows, ShuffledBatches, SortedBatches, data_loader
+from projclust.glue.metrics import GlueMetric
+from projclust.glue.settings import Settings
+from projclust.glue.tasks import Task
+from projclust.hf.private import renew_scaler
 
 # The loss is read from the device only so often, for reading it waits for the device.
 STEPS_BETWEEN_CHECKS = 20
@@ -81,7 +81,7 @@ def train(
     """Fine-tune `model` in place for `epochs` (those in `settings` are not looked at).
 
     Args:
-        seed: of the order of the rows and of dropout.
+        seed: decides the order of the rows and dropout.
 
     Returns:
         seconds it took.
@@ -99,9 +99,7 @@ def train(
         lr=settings.learning_rate,
         fused=accelerator.device.type in ("cpu", "cuda"),
     )
-    if accelerator.scaler is not None:
-        # Of fp16: it would go on with what it learnt from the last model, so that results depended on their order.
-        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+    renew_scaler(accelerator)  # or results would depend on their order
     # Not prepared by Accelerate, which would step it once for every process.
     schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)
     prepared, stepper, loader = accelerator.prepare(model, optimizer, data_loader(rows, batches, tokenizer))

@@ -1,139 +1,181 @@
-"""`ProjClustConfig`: the `quantization_config` of a compressed checkpoint."""
+"""`ProjClustConfig`: the `quantization_config` of a compressed checkpoint, or how one is to be made."""
 
-from enum import Enum
+from dataclasses import fields
 from typing import Any
 
-import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from projclust.clustering import Method
-from projclust.clustering.estimator import check_combination
-from projclust.clustering.ranks import Ranks
-from projclust.clustering.robust import Loss
-from projclust.coding.stored import CodedShape
 from projclust.errors import ProjclustError
+from projclust.options import Codes
+from projclust.recipes.recipe import DEFAULT_K, Recipe
+from projclust.shapes import MOST_CLASSES, CodedShape, FactoredShape
 
-# Of the stored format: with one rank for all clusters, with a rank for each, and coded.
+# The stored formats: one rank for all clusters, a rank for each, and coded.
 EQUAL_RANKS_FORMAT, UNEQUAL_RANKS_FORMAT, CODED_FORMAT = FORMAT_VERSIONS = (1, 2, 3)
-FLOAT_CODES = ("float32", "float16", "bfloat16")
-INTEGER_CODES = ("int8", "int4")
-AUTO = "auto"
-CODES = (*FLOAT_CODES, *INTEGER_CODES, AUTO)
+DEFAULT_RANK = 40
 
-
-class Metric(str, Enum):
-    """In which coordinates the errors of coded rows count."""
-
-    NONE = "none"
-    MODEL = "model"
-
-
+# What config.json calls options of a recipe.
+_STORED_NAMES = {"k": "n_clusters", "j": "rank", "sensitivity": "metric"}
+_RECIPE = {part.name: _STORED_NAMES.get(part.name, part.name) for part in fields(Recipe)}
+# What only a table that was compressed has.
+_TABLE = ("num_embeddings", "embedding_dim", "cluster_ranks", "cluster_sizes", "coding")
+# Fields that the format did not always have: they are stored where they are not these.
+_LATER: dict[str, Any] = {"ranks": "equal", "loss": "l2"}
+_LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent"))
+# Options of a compression that the table has been given, and what is used once.
+_NEVER_STORED = ("ratio", "size", "sample_weight", "tokenizer")
 # The sizes of a coded table beside those that all tables have.
 _CODING = ("decoders", "decoder_bits", "coded", "code_bytes")
 
 
 class ProjClustConfig(QuantizationConfigMixin):
-    """How an input embedding is, or is to be, factorised.
+    """How an input embedding is, or is to be, compressed.
 
-    Pass one to ``from_pretrained(dense_model, quantization_config=ProjClustConfig(n_clusters=5, rank=40))`` to compress
-    while loading; a compressed checkpoint has its own in config.json.
+    Pass one to ``from_pretrained`` of a dense model to compress it while loading; a compressed checkpoint has its own
+    in config.json.
 
     Args:
-        n_clusters: k, the number of subspaces.
-        rank: j, their dimension.
-        affine: whether the subspaces have means.
-        method: "projective", "svd" (k = 1) or "random" (the random-partition control).
-        codes: dtype in which the factors are stored ("float32", "float16", "bfloat16"), "int8" or "int4" for
-            coefficients of so many bits, or "auto" for codes of as many bits as each coordinate of each row deserves,
-            within `bits`; None: the model's own dtype.
-        seed, restarts, max_iter, tol: of the solver, see `projclust.ProjectiveClustering`.
-        ranks: "equal", or "adaptive": unequal ranks that take no more parameters than `rank` for all.
-        loss: of the fit, "l2", "l1" or "huber".
-        bits: with codes "auto": stored bits for each entry of the table, everything counted.
-        metric: with codes "auto": "model" measures the rows' errors by what the model's gradients say they do to its
-            outputs, "none" as they are.
-        num_embeddings, embedding_dim: n and d, filled in by the compression and checked at load.
-        cluster_ranks, cluster_sizes: rank and rows of each cluster, filled in and checked likewise; None where all have
-            the same rank.
-        coding: the sizes of a coded table, filled in and checked likewise; None for float codes.
-        version: of the stored format.
-        kwargs: fields of later versions, kept as they are.
+        n_clusters, rank: k and j, the number of subspaces and their dimension (5 and 40, where no other target of size
+            is given).
+        sample_weight: (n,) row weights to use in place of those that `weights` names; not stored.
+        tokenizer: the model's, for row weights; by default the one beside the weights. It is not stored.
+        options: those of `projclust.recipes.recipe.Recipe`: ``bits=0.5``, ``ratio=0.4``, ``codes="int8"``, ...
+
+    Raises:
+        OptionError: an option is unknown, cannot have its value, or does not go with another.
+
+    Example::
+
+        config = ProjClustConfig(bits=0.5)
+        model = AutoModel.from_pretrained("roberta-base", quantization_config=config)
     """
 
     def __init__(
         self,
-        n_clusters: int = 5,
-        rank: int = 40,
-        affine: bool = False,
-        method: str = Method.PROJECTIVE.value,
-        codes: str | None = None,
-        seed: int = 0,
-        restarts: int = 16,
-        max_iter: int = 100,
-        tol: float = 1e-3,
-        ranks: str = Ranks.EQUAL.value,
-        loss: str = Loss.L2.value,
-        bits: float | None = None,
-        metric: str = Metric.MODEL.value,
-        num_embeddings: int | None = None,
-        embedding_dim: int | None = None,
-        cluster_ranks: list[int] | None = None,
-        cluster_sizes: list[int] | None = None,
-        coding: dict[str, Any] | None = None,
-        version: int = EQUAL_RANKS_FORMAT,
-        **kwargs: Any,
+        n_clusters: int | None = None,
+        rank: int | None = None,
+        *,
+        sample_weight: Any = None,
+        tokenizer: Any = None,
+        **options: Any,
     ) -> None:
-        kwargs.pop("quant_method", None)
-        kwargs.pop("dequantize", None)  # an option of other quantizers' loading, never stored here
-        self.quant_method = "projclust"
-        self.version = version
-        self.n_clusters = n_clusters
-        self.rank = rank
-        self.affine = affine
-        self.method = method
-        self.codes = codes
-        self.seed = seed
-        self.restarts = restarts
-        self.max_iter = max_iter
-        self.tol = tol
-        self.ranks = ranks
-        self.loss = loss
-        self.bits = bits
-        self.metric = metric
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.cluster_ranks = cluster_ranks
-        self.cluster_sizes = cluster_sizes
-        self.coding = coding
-        for name, value in kwargs.items():
+        names = {stored: name for name, stored in _RECIPE.items()}
+        given = {names.get(name, name): value for name, value in options.items()}
+        recipe = Recipe.of({"k": n_clusters, "j": rank, **given})
+        self._set_recipe(recipe)
+        if not recipe.targets and not recipe.is_auto:
+            self.rank = DEFAULT_RANK
+        self._set_stored({"quant_method": "projclust", "version": EQUAL_RANKS_FORMAT, **dict.fromkeys(_TABLE)})
+        self.sample_weight, self.tokenizer = sample_weight, tokenizer
+
+    n_clusters: int
+    rank: int
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The configuration that a config.json states, as it is: the load checks it.
+
+        Fields of later versions are kept. See `QuantizationConfigMixin.from_dict` for the arguments.
+        """
+        config = cls()
+        default: dict[str, Any] = {name: config.__dict__[name] for name in (*_RECIPE.values(), *_TABLE, "version")}
+        stated = {name: value for name, value in config_dict.items() if name != "dequantize"}
+        config._set_stored({**default, **stated, "quant_method": "projclust"})
+        for name in [name for name in kwargs if hasattr(config, name)]:
+            setattr(config, name, kwargs.pop(name))
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def _set_recipe(self, recipe: Recipe) -> None:
+        self._set_stored({_RECIPE[name]: value for name, value in recipe.as_dict().items()})
+        if recipe.is_auto:
+            self.codes = str(Codes.AUTO)
+        elif recipe.k is None:
+            self.n_clusters = 1 if recipe.method == "svd" else DEFAULT_K
+
+    def _set_stored(self, fields_of_file: dict[str, Any]) -> None:
+        for name, value in fields_of_file.items():
             setattr(self, name, value)
+
+    codes: str | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of a table that is yet to be compressed.
+
+        Raises:
+            OptionError: its options have been changed to what cannot be.
+        """
+        return Recipe(**{name: getattr(self, stored) for name, stored in _RECIPE.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of config.json."""
-        # As they were before the format knew of these.
-        default: dict[str, Any] = {"ranks": Ranks.EQUAL.value, "loss": Loss.L2.value}
-        default |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding"))
-        fields: dict[str, Any] = super().to_dict()
-        if self.codes != AUTO:
-            del fields["metric"]
-        return {name: value for name, value in fields.items() if name not in default or value != default[name]}
+        found: dict[str, Any] = {name: value for name, value in self.__dict__.items() if name not in _NEVER_STORED}
+        if self.codes != Codes.AUTO:
+            del found["metric"]
+        return {name: value for name, value in found.items() if name not in _LATER or value != _LATER[name]}
 
-    def check_shapes(self) -> None:
-        """Refuse values no table can have, so that a damaged config.json asks for nothing absurd.
+    def of_table(self, recipe: Recipe, shape: FactoredShape | CodedShape, weights: dict[str, Any]) -> "ProjClustConfig":
+        """The configuration of a table that was compressed by a settled recipe.
+
+        Args:
+            shape: of what is stored.
+            weights: "weights" and "weights_exponent", as they are recorded.
+        """
+        config = ProjClustConfig()
+        config.__dict__.update(self.__dict__)
+        config.sample_weight = config.tokenizer = None
+        config._set_recipe(recipe)
+        config._set_stored({**weights, "num_embeddings": shape.n, "embedding_dim": shape.d})
+        if isinstance(shape, CodedShape):
+            config.n_clusters, config.rank, config.affine = shape.classes, shape.rank, shape.affine
+            config.coding = {name: getattr(shape, name) for name in _CODING}
+            config.version = CODED_FORMAT
+        elif shape.ranks is not None and shape.sizes is not None:
+            config.cluster_ranks, config.cluster_sizes = list(shape.ranks), list(shape.sizes)
+            config.version = UNEQUAL_RANKS_FORMAT
+        return config
+
+    affine: bool
+    coding: dict[str, Any] | None
+    cluster_ranks: list[int] | None
+    cluster_sizes: list[int] | None
+    version: int
+    num_embeddings: int | None
+    embedding_dim: int | None
+
+    def stored_shape(self) -> FactoredShape | CodedShape:
+        """The shape that config.json states.
 
         Raises:
-            ProjclustError: naming the field.
+            ProjclustError: no table can have it, so that a damaged file asks for nothing absurd; the field is named.
         """
+        self._check_shapes()
+        n, d = int(self.num_embeddings or 0), int(self.embedding_dim or 0)
+        if self.coding is not None:
+            sizes = {name: int(self.coding[name]) for name in _CODING}
+            return CodedShape(n, d, classes=self.n_clusters, rank=self.rank, affine=self.affine, **sizes)
+        ranks, sizes_of = self.cluster_ranks, self.cluster_sizes
+        return FactoredShape(
+            n,
+            d,
+            k=self.n_clusters,
+            j=self.rank,
+            affine=self.affine,
+            ranks=None if ranks is None else tuple(ranks),
+            sizes=None if sizes_of is None else tuple(sizes_of),
+        )
+
+    def _check_shapes(self) -> None:
         n, d, k, j = (getattr(self, name) for name in ("num_embeddings", "embedding_dim", "n_clusters", "rank"))
         for name, value in (("num_embeddings", n), ("embedding_dim", d), ("n_clusters", k), ("rank", j)):
             if type(value) is not int or value < 1:
                 raise ProjclustError(f"quantization_config has {name}={value!r}, which is no positive integer")
         if type(self.affine) is not bool:
             raise ProjclustError(f"quantization_config has affine={self.affine!r}, which is neither true nor false")
-        if self.codes is not None and self.codes not in CODES:
-            raise ProjclustError(f"codes must be one of {', '.join(CODES)}, not {self.codes!r}")
-        # Of coded tables the codes are of one dimension, and never taken for a table.
-        if j >= d + (self.codes == AUTO):
+        if self.codes is not None and self.codes not in map(str, Codes):
+            raise ProjclustError(f"codes must be one of {', '.join(Codes)}, not {self.codes!r}")
+        # A coded table has codes of one dimension, and is never taken for a dense one.
+        if j >= d + (self.codes == Codes.AUTO):
             raise ProjclustError(f"rank j={j} must be less than the embedding's width {d}")
         if k > n:
             raise ProjclustError(f"k={k} subspaces need at least as many rows, but the embedding has {n}")
@@ -169,56 +211,7 @@ class ProjClustConfig(QuantizationConfigMixin):
                 raise ProjclustError(f"quantization_config has {name}={value!r}, not one of {least} .. {most}")
         if coding["decoder_bits"] not in (4, 8):
             raise ProjclustError(f"quantization_config has decoder_bits={coding['decoder_bits']!r}, not 4 or 8")
-        if k > 256:
-            raise ProjclustError(f"quantization_config has n_clusters={k}, but coded tables have at most 256 classes")
-
-    def set_coded_table(self, shape: CodedShape) -> None:
-        """Enter the sizes of a coded table."""
-        self.num_embeddings, self.embedding_dim = shape.n, shape.d
-        self.n_clusters, self.rank, self.affine = shape.classes, shape.rank, shape.affine
-        self.coding = {name: getattr(shape, name) for name in _CODING}
-        self.version = CODED_FORMAT
-
-    def coded_shape(self) -> CodedShape:
-        """The sizes of a coded table; to be checked first."""
-        n, d = int(self.num_embeddings or 0), int(self.embedding_dim or 0)
-        sizes = {name: int(value) for name, value in (self.coding or {}).items() if name in _CODING}
-        return CodedShape(n, d, self.n_clusters, self.rank, affine=self.affine, **sizes)
-
-    def set_table(self, n: int, d: int, ranks: list[int] | None = None, sizes: list[int] | None = None) -> None:
-        """Enter the shape of the table that was fitted: n x d, and of unequal ranks those and the clusters' sizes."""
-        self.num_embeddings, self.embedding_dim = n, d
-        self.cluster_ranks, self.cluster_sizes = ranks, sizes
-        self.version = EQUAL_RANKS_FORMAT if ranks is None else UNEQUAL_RANKS_FORMAT
-
-
-def check_fit(method: str, k: int, ranks: str, loss: str) -> None:
-    """Refuse options of a fit that are unknown or exclude each other, before a model is loaded for it.
-
-    Raises:
-        ProjclustError: naming them.
-    """
-    for name, value, choices in (("method", method, Method), ("ranks", ranks, Ranks), ("loss", loss, Loss)):
-        known = [str(choice.value) for choice in choices]
-        if value not in known:
-            raise ProjclustError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    check_combination(Method(method), k, Ranks(ranks), Loss(loss))
-
-
-def stored_dtype(codes: str | None, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which float `codes` store the factors of a model of another dtype; uint8 for others.
-
-    Raises:
-        ProjclustError: there are no such codes, or they are not narrower than the model's own dtype.
-    """
-    if codes is None:
-        return dtype
-    if codes not in CODES:
-        raise ProjclustError(f"codes must be one of {', '.join(CODES)}, not {codes!r}")
-    if codes not in FLOAT_CODES:
-        return torch.uint8
-    narrow: torch.dtype = getattr(torch, codes)
-    if narrow != dtype and narrow.itemsize >= dtype.itemsize:
-        name = str(dtype).removeprefix("torch.")
-        raise ProjclustError(f"codes {codes} are not narrower than the model's {name}: leave them out to store {name}")
-    return narrow
+        if k > MOST_CLASSES:
+            raise ProjclustError(
+                f"quantization_config has n_clusters={k}, but coded tables have at most {MOST_CLASSES} classes"
+            )

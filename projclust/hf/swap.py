@@ -6,60 +6,24 @@ other factors, on the instance of every sub-model (never on the class).
 """
 
 from dataclasses import dataclass
-from operator import mul
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from projclust.coding.stored import CodedShape
 from projclust.errors import ProjclustError
-from projclust.modules import (
+from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
+from projclust.shapes import CodedShape, FactoredShape
+from projclust.tables import (
     CodedEmbedding,
     CodedLMHead,
-    CodedTable,
     CompressedTable,
     FactorizedTable,
     ProjectiveEmbedding,
     ProjectiveLMHead,
 )
-from projclust.modules.lookup import EmbeddingLookup
-
-_SAVED_TABLES = "_projclust_dense_ties"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The shape of a factorised table of n rows and d columns.
-
-    Attributes:
-        k: number of subspaces.
-        j: their rank, where they have no `ranks` of their own.
-        affine: whether they have means.
-        ranks, sizes: of unequal ranks, the rank and the rows of each cluster.
-    """
-
-    n: int
-    d: int
-    k: int
-    j: int
-    affine: bool
-    ranks: tuple[int, ...] | None = None
-    sizes: tuple[int, ...] | None = None
-
-    @property
-    def rank(self) -> int | tuple[int, ...]:
-        """What the modules take for the rank."""
-        return self.j if self.ranks is None else self.ranks
-
-    @property
-    def stored(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the stored tensors. As numbers alone: a damaged config.json may ask for absurd ones."""
-        shared = {"means": (self.k, self.d), "clusters": (self.n,)}
-        if self.ranks is None or self.sizes is None:
-            return {"weight": (self.n, self.j), "bases": (self.k, self.j, self.d), **shared}
-        return {"weight": (sum(map(mul, self.sizes, self.ranks)),), "bases": (sum(self.ranks), self.d), **shared}
+from projclust.tables.lookup import is_known_lookup
 
 
 @dataclass(frozen=True)
@@ -88,7 +52,7 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
         found = "none" if module is None else type(module).__name__
         raise ProjclustError(f"{kind} has no token embedding to compress (its input embedding is {found})")
     _refuse_dense_readers(model)
-    if type(module) is not nn.Embedding and not _is_scaled(module):
+    if not is_known_lookup(module):
         raise ProjclustError(f"{kind} has an input embedding of class {type(module).__name__}, which is not supported")
     if module.max_norm is not None:
         raise ProjclustError(f"{kind} renormalises its embedding at every lookup (max_norm), which is not supported")
@@ -99,7 +63,7 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
-def swap_embedding(model: PreTrainedModel, shape: Shape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:
+def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:
     """Replace the token embedding and every module tied to it by factorised or coded modules that are yet to be filled.
 
     They have the old weight's device and dtype; scales, padding and biases are kept.
@@ -117,11 +81,10 @@ def swap_embedding(model: PreTrainedModel, shape: Shape | CodedShape) -> Project
             f"the checkpoint's embedding is {shape.n} x {shape.d}, but the model asks for {rows} x {columns}"
         )
     tied = _tied_modules(model, name, old)
-    primary = _compressed_embedding(old, shape, None)
+    primary: ProjectiveEmbedding | CodedEmbedding = _compressed(name, old, shape, None)
     replacements: dict[str, nn.Module] = dict.fromkeys(_names_of(model, old), primary)
-    for tied_name, module in tied.items():
-        replacements[tied_name] = _compressed_tie(tied_name, module, shape, primary)
-    # Of a coded table its secondaries hold nothing that could be tied.
+    replacements |= {other: _compressed(other, module, shape, primary) for other, module in tied.items()}
+    # What is tied to a coded table holds nothing that could be tied.
     factors = primary.factor_names() if isinstance(primary, FactorizedTable) else []
     # First, for transformers looks up what its tables name.
     _rewrite_tying_tables(model, set(replacements), factors)
@@ -143,16 +106,10 @@ def restore_dense(model: PreTrainedModel) -> None:
             trained = not isinstance(factor, nn.Parameter) or factor.requires_grad
             weights[id(factor)] = nn.Parameter(module.dense_weight(), requires_grad=trained)
         if id(module) not in rebuilt:
-            rebuilt[id(module)] = _dense_module(module, weights[id(factor)]).train(module.training)
+            rebuilt[id(module)] = module.to_dense(weights[id(factor)])
         model.set_submodule(name, rebuilt[id(module)])
     for _, part in _pretrained_parts(model):
-        if _SAVED_TABLES in part.__dict__:
-            part.all_tied_weights_keys, own = part.__dict__.pop(_SAVED_TABLES)
-            # The class's own table shows again once the instance's is gone; some instances had one.
-            part.__dict__.pop("_tied_weights_keys", None)
-            if own is not None:
-                part._tied_weights_keys = own
-            part.__dict__.pop("_adjust_bias", None)
+        restore_ties(part)
     model.tie_weights()
 
 
@@ -166,19 +123,6 @@ def dense_parts(model: PreTrainedModel) -> list[DensePart]:
             reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
             parts.append(DensePart(f"{name}.weight", weight.numel() * weight.element_size(), reason))
     return parts
-
-
-def _is_scaled(module: nn.Embedding) -> bool:
-    return type(module).__name__.endswith("ScaledWordEmbedding") and _scale_of(module) is not None
-
-
-def _scale_of(module: nn.Embedding) -> float | None:
-    # The scalar first: `embed_scale` may be a buffer without data while the model is on the meta device.
-    for attribute in ("scalar_embed_scale", "embed_scale"):
-        value = getattr(module, attribute, None)
-        if isinstance(value, (int, float)):
-            return float(value)
-    return None
 
 
 def _refuse_dense_readers(model: PreTrainedModel) -> None:
@@ -210,14 +154,13 @@ def _names_of(model: nn.Module, module: nn.Module) -> list[str]:
 
 def _root(model: PreTrainedModel, weight: str) -> str:
     """The parameter that `weight` is tied to by transformers' table, or itself."""
-    root: str = (getattr(model, "all_tied_weights_keys", None) or {}).get(weight, weight)
-    return root
+    return tied_weights(model).get(weight, weight)
 
 
 def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[str, nn.Module]:
     """Modules, by name, whose weight is tied to the embedding's, by transformers' tables or as the same parameter."""
     root = _root(model, f"{name}.weight")
-    pairs = (getattr(model, "all_tied_weights_keys", None) or {}).items()
+    pairs = tied_weights(model).items()
     names = {key.rpartition(".")[0] for pair in pairs if root in pair for key in pair}
     for other_name, module in model.named_modules(remove_duplicate=False):
         if getattr(module, "weight", None) is old.weight:
@@ -226,70 +169,22 @@ def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[
     return {tied: module for tied, module in modules.items() if module is not old}
 
 
-def _compressed_embedding(
-    old: nn.Embedding, shape: Shape | CodedShape, primary: CompressedTable | None
-) -> ProjectiveEmbedding | CodedEmbedding:
-    new: ProjectiveEmbedding | CodedEmbedding
-    if isinstance(shape, CodedShape):
-        assert primary is None or isinstance(primary, CodedTable)
-        new = CodedEmbedding(shape, old.padding_idx, _scale_of(old), old.weight.dtype, old.weight.device, primary)
-    else:
-        assert primary is None or isinstance(primary, FactorizedTable)
-        new = _factorised_embedding(old, shape, primary)
-    new.dense_class = type(old)
-    new.training = old.training
-    return new
-
-
-def _factorised_embedding(old: nn.Embedding, shape: Shape, primary: FactorizedTable | None) -> ProjectiveEmbedding:
-    return ProjectiveEmbedding(
-        shape.n,
-        shape.d,
-        shape.k,
-        shape.rank,
-        shape.affine,
-        padding_idx=old.padding_idx,
-        scale=_scale_of(old),
-        dtype=old.weight.dtype,
-        device=old.weight.device,
-        primary=primary,
-        cluster_sizes=shape.sizes,
-    )
-
-
-def _compressed_tie(
-    name: str, old: nn.Module, shape: Shape | CodedShape, primary: ProjectiveEmbedding | CodedEmbedding
-) -> CompressedTable:
+def _compressed(name: str, old: nn.Module, shape: FactoredShape | CodedShape, primary: nn.Module | None) -> Any:
+    """The compressed module, yet to be filled, that takes the place of the embedding or of a module tied to it."""
+    kind: Any
     if type(old) is nn.Linear:
-        head: ProjectiveLMHead | CodedLMHead
-        if isinstance(shape, CodedShape):
-            assert isinstance(primary, CodedTable)
-            head = CodedLMHead(shape, dtype=old.weight.dtype, device=old.weight.device, primary=primary)
-        else:
-            assert isinstance(primary, FactorizedTable)
-            head = ProjectiveLMHead(
-                shape.d,
-                shape.n,
-                shape.k,
-                shape.rank,
-                shape.affine,
-                dtype=old.weight.dtype,
-                device=old.weight.device,
-                primary=primary,
-                cluster_sizes=shape.sizes,
-            )
-        head.bias = old.bias  # the parameter itself: it may be tied elsewhere
-        head.training = old.training
-        return head
-    if isinstance(old, nn.Embedding) and (type(old) is nn.Embedding or _is_scaled(old)):
-        return _compressed_embedding(old, shape, primary)
-    raise ProjclustError(f"{name} is tied to the embedding but is a {type(old).__name__}, which is not supported")
+        kind = CodedLMHead if isinstance(shape, CodedShape) else ProjectiveLMHead
+    elif is_known_lookup(old):
+        kind = CodedEmbedding if isinstance(shape, CodedShape) else ProjectiveEmbedding
+    else:
+        raise ProjclustError(f"{name} is tied to the embedding but is a {type(old).__name__}, which is not supported")
+    return kind.from_dense(old, shape, primary)
 
 
 def _rewrite_tying_tables(model: PreTrainedModel, swapped: set[str], factors: list[str]) -> None:
     """In place of every entry that ties a swapped module's weight, tie these factors."""
 
-    def rewritten(table: dict[str, str], prefix: str) -> dict[str, str]:
+    def rewritten(prefix: str, table: dict[str, str]) -> dict[str, str]:
         result: dict[str, str] = {}
         for target, source in table.items():
             modules = [key.removesuffix(".weight") for key in (target, source) if key.endswith(".weight")]
@@ -300,31 +195,4 @@ def _rewrite_tying_tables(model: PreTrainedModel, swapped: set[str], factors: li
         return result
 
     for prefix, part in _pretrained_parts(model):
-        part._adjust_bias = _keep_bias
-        part.__dict__[_SAVED_TABLES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
-        # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
-        part.all_tied_weights_keys = rewritten(part.all_tied_weights_keys, prefix)
-        if getattr(part.config, "tie_word_embeddings", False) and part._tied_weights_keys:
-            part._tied_weights_keys = rewritten(part.get_expanded_tied_weights_keys(), prefix)
-
-
-def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> None:
-    """In place of what transformers does after tying: it stretches the output layer's bias to the length of `weight`,
-    which is another than the vocabulary's where ranks are unequal.
-    """
-
-
-def _dense_module(module: CompressedTable, weight: nn.Parameter) -> nn.Module:
-    if isinstance(module, EmbeddingLookup):
-        options: dict[str, Any] = {} if module.scale is None else {"embed_scale": module.scale}
-        # With one row, for the weight is replaced next; and without touching anybody's random numbers.
-        with torch.random.fork_rng(devices=[]):
-            embedding = module.dense_class(1, module.embedding_dim, None, **options).to(weight.device)
-        embedding.num_embeddings, embedding.padding_idx = module.num_embeddings, module.padding_idx
-        embedding.weight = weight
-        return embedding
-    head = cast(ProjectiveLMHead | CodedLMHead, module)
-    linear = nn.Linear(head.in_features, head.out_features, bias=False, device=torch.device("meta"))
-    linear.weight = weight
-    linear.register_parameter("bias", head.bias)
-    return linear
+        rewrite_ties(part, partial(rewritten, prefix))

@@ -1,4 +1,4 @@
-"""What several jobs need: row weights and devices by name, other processes, and the versions behind a result."""
+"""What several jobs need: a dense model, devices by name, other processes, and the versions behind a result."""
 
 import os
 import platform
@@ -14,26 +14,37 @@ from accelerate import PartialState
 from torch import Tensor
 
 import projclust
-from projclust.errors import CheckpointError, ProjclustError
-from projclust.hf.checkpoint import (
-    CONFIG,
-    Loaded,
-    load_checkpoint,
-    load_tokenizer,
-    quantization_method,
-    read_json,
-    resolve_checkpoint,
-)
-from projclust.hf.config import AUTO
+from projclust.checkpoints.load import Loaded, load_checkpoint
+from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
+from projclust.errors import CheckpointError, OptionError, ProjclustError
 from projclust.hf.swap import input_embedding
-from projclust.weights import DEFAULT_EXPONENT, read_counts, row_weights, text_frequencies, word_frequencies
-
-UNIFORM = "uniform"
-WORDFREQ = "wordfreq"
+from projclust.shapes import DenseShape
 
 
-def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str], None]) -> tuple[Path, Loaded, str]:
-    """A dense checkpoint: its folder, what it holds, and the name of its embedding.
+@dataclass(frozen=True)
+class Dense:
+    """A dense model to compress.
+
+    Attributes:
+        folder: where it was read from.
+        loaded: what the checkpoint holds.
+        name: the name of its input embedding.
+        table: (n, d) the embedding's weight.
+    """
+
+    folder: Path
+    loaded: Loaded
+    name: str
+    table: Tensor
+
+    @property
+    def shape(self) -> DenseShape:
+        """The shape of the table."""
+        return DenseShape(len(self.table), self.table.shape[1], str(self.table.dtype).removeprefix("torch."))
+
+
+def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str], None]) -> Dense:
+    """Load a dense checkpoint.
 
     Args:
         seed: of parameters that the checkpoint lacks.
@@ -49,109 +60,20 @@ def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str
         raise ProjclustError(f"{model} is compressed already ({method}): {hint}")
     torch.manual_seed(seed)
     loaded = load_checkpoint(source)
-    name = input_embedding(loaded.model)[0]
+    name, embedding = input_embedding(loaded.model)
     if f"{name}.weight" in loaded.missing:
         raise CheckpointError(f"{model} holds no weights for its embedding {name}")
-    return source, loaded, name
-
-
-def default_weights(codes: str | None) -> str:
-    """The `--weights` that go with codes where none are given."""
-    return WORDFREQ if codes == AUTO else UNIFORM
-
-
-def check_weights(weights: str) -> None:
-    """Refuse what `--weights` does not know.
-
-    Raises:
-        ProjclustError: naming what it knows.
-    """
-    source, _, detail = weights.partition(":")
-    if weights not in (UNIFORM, WORDFREQ) and not (source in (WORDFREQ, "counts", "text") and detail):
-        raise ProjclustError("--weights must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE")
-
-
-def weights_exponent(weights: str, exponent: float | None) -> float | None:
-    """The power to which the frequencies that `--weights` names are raised; None for uniform weights.
-
-    Unless it is given it is DEFAULT_EXPONENT, but 1 for counts, whose numbers are the weights as they stand.
-    """
-    source = weights.partition(":")[0]
-    if source == UNIFORM:
-        return None
-    if exponent is not None:
-        return exponent
-    return 1.0 if source == "counts" else DEFAULT_EXPONENT
-
-
-def read_weights(weights: str, checkpoint: Path, n_rows: int, exponent: float | None = None) -> Tensor | None:
-    """The row weights that `--weights` names: None for uniform ones, else (n_rows,) float64, the largest being 1.
-
-    Args:
-        weights: one that `check_weights` accepts.
-        checkpoint: the folder of the model, for its tokenizer.
-        n_rows: rows of the table.
-        exponent: the power to which frequencies are raised, see `weights_exponent`.
-
-    Raises:
-        ProjclustError: the file or text is missing or not one, the language is unknown, the exponent is not above 0, or
-            the checkpoint lacks the tokenizer it needs.
-    """
-    source, _, detail = weights.partition(":")
-    power = weights_exponent(weights, exponent)
-    if power is None:
-        return None
-    match source:
-        case "counts":
-            frequencies = read_counts(Path(detail), n_rows, lambda: dict(load_tokenizer(checkpoint).get_vocab()))
-        case "text":
-            frequencies = text_frequencies(detail, load_tokenizer(checkpoint), n_rows)
-        case _:
-            languages = detail.split(",") if detail else ["en"]
-            frequencies = word_frequencies(load_tokenizer(checkpoint), n_rows, languages)
-    return row_weights(frequencies, power)
-
-
-def chosen_weights(
-    weights: str | None,
-    codes: str | None,
-    checkpoint: Path,
-    n_rows: int,
-    exponent: float | None,
-    stage: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> tuple[str, Tensor | None]:
-    """The row weights, by name and as `read_weights` gives them, that the user named or that go with the codes.
-
-    Where the default ones cannot be made, for want of a tokenizer say, they are uniform, with a warning.
-
-    Raises:
-        ProjclustError: `read_weights`'s, of weights that the user named.
-    """
-    name = default_weights(codes) if weights is None else weights
-    if name == UNIFORM and exponent is not None:
-        raise ProjclustError("uniform weights have no exponent: drop --weights-exponent, or name other --weights")
-    if name != UNIFORM:
-        stage(f"weighing rows by {name}")
-    try:
-        return name, read_weights(name, checkpoint, n_rows, exponent)
-    except ProjclustError as error:
-        if weights is not None or exponent is not None:
-            raise
-        warn(f"all rows weigh the same, for want of word frequencies: {error}")
-        return UNIFORM, None
+    return Dense(source, loaded, name, embedding.weight.detach())
 
 
 def choose_device(name: str) -> torch.device:
     """The device that `--device` names; `auto` is CUDA where there is any.
 
     Raises:
-        ProjclustError: there is no such device here.
+        OptionError: there is no such device here.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ProjclustError("--device must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ProjclustError("--device cuda: this torch sees no CUDA device; use --device cpu")
+        raise OptionError("`device` cuda: this torch sees no CUDA device; use cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -184,6 +106,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Of projclust, Python and the packages that bear on a result: those of every job, and `more`."""
+    """The versions of projclust, Python and the packages that bear on a result: those of every job, and `more`."""
     packages = {name: version(name) for name in ("torch", "transformers", "safetensors", *more)}
     return {"projclust": projclust.__version__, "python": platform.python_version(), **packages}

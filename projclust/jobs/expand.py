@@ -1,34 +1,16 @@
 """The job behind `projclust expand`: a compressed checkpoint in, a stock dense one out."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from projclust.checkpoints.card import expanded_card
+from projclust.checkpoints.folder import check_space, new_folder, write_options
+from projclust.checkpoints.load import load_checkpoint
+from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint
+from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
+from projclust.checkpoints.tensors import stored_tensors
 from projclust.errors import ProjclustError
-from projclust.hf.card import expanded_card
-from projclust.hf.checkpoint import (
-    CONFIG,
-    bytes_to_save,
-    copy_side_files,
-    load_checkpoint,
-    local_folder,
-    quantization_method,
-    read_json,
-    resolve_checkpoint,
-    save_checkpoint,
-    stored_tensors,
-)
-from projclust.hf.folder import check_space, check_target, new_folder, write_options
-
-
-@dataclass(frozen=True)
-class ExpandOptions:
-    """The options of `projclust expand`; see its --help."""
-
-    path: str
-    output: str
-    overwrite: bool = False
-    revision: str | None = None
+from projclust.jobs.options import ExpandOptions
 
 
 def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
@@ -41,7 +23,7 @@ def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
         ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
     """
     output = Path(options.output)
-    check_target(output, options.overwrite, local_folder(options.path))
+    options.check_folder()
     source = resolve_checkpoint(options.path, options.revision)
     if quantization_method(read_json(source / CONFIG)) != "projclust":
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")

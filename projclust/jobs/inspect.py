@@ -9,27 +9,24 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from projclust.coding.layout import class_layouts
-from projclust.coding.packing import unpack_nibbles
-from projclust.coding.stored import CodedShape, read_classes
-from projclust.errors import CheckpointError, ProjclustError
-from projclust.hf.checkpoint import (
+from projclust.checkpoints.load import model_class
+from projclust.checkpoints.source import (
     CONFIG,
-    embedding_tensors,
-    model_class,
+    REPORT_FILE,
     one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
-    stored_tensors,
-    weight_files,
 )
-from projclust.hf.config import AUTO, FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.headers import StoredTensor
-from projclust.hf.quantizer import stored_shape
-from projclust.hf.swap import Shape, input_embedding
-
-from .compress import REPORT_FILE
+from projclust.checkpoints.tensors import StoredTensor, embedding_tensors, stored_tensors, weight_files
+from projclust.coding.layout import class_layouts
+from projclust.coding.packing import unpack_nibbles
+from projclust.coding.stored import read_classes
+from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
+from projclust.hf.private import without_weights
+from projclust.hf.swap import input_embedding
+from projclust.shapes import CodedShape, FactoredShape
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -117,24 +114,22 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
     try:
         settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            # AutoModel has from_config, a model class has _from_config: both build without weights.
-            build = getattr(kind, "from_config", None) or kind._from_config
-            model = build(settings)
+            model = without_weights(kind, settings)
     except Exception as error:  # a damaged config can make transformers raise nearly anything
         raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
     name, embedding = input_embedding(model)
     return name, embedding.num_embeddings, embedding.embedding_dim
 
 
-def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, Shape | CodedShape]:
+def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, FactoredShape | CodedShape]:
     """What config.json says of the compression."""
     settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
     if settings.version not in FORMAT_VERSIONS:
         raise CheckpointError(f"{folder} has projclust format {settings.version!r}: upgrade projclust")
     try:
-        return settings, stored_shape(settings)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        return settings, settings.stored_shape()
+    except ProjclustError as error:
+        raise CheckpointError(f"{folder}: damaged checkpoint: {error}") from None
 
 
 def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[str, Any]:
@@ -145,9 +140,9 @@ def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[st
         "loss": settings.loss,
         "affine": settings.affine,
         "method": settings.method,
-        "weights": getattr(settings, "weights", "uniform"),
+        "weights": settings.weights or "uniform",
         "bits": settings.bits,
-        "metric": settings.metric if settings.codes == AUTO else None,
+        "metric": settings.metric if settings.codes == "auto" else None,
         "codes": codes,
         "seed": settings.seed,
         "format_version": settings.version,

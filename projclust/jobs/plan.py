@@ -3,52 +3,34 @@
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from projclust.checkpoints.folder import new_folder, write_options
+from projclust.checkpoints.load import load_tokenizer
+from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.coding.predict import check_budget, least_bytes
 from projclust.errors import ProjclustError
-from projclust.hf.checkpoint import (
-    embedding_tensors,
-    local_folder,
-    stored_tensors,
-)
-from projclust.hf.config import AUTO, Metric
-from projclust.hf.folder import check_target, new_folder, write_options
-from projclust.hf.metric import model_metric
+from projclust.hf.probe import probe
+from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
-from projclust.planning import bytes_for_bits, parse_size
-from projclust.report.plan_plot import plot_plan
-
-from .common import UNIFORM, check_weights, choose_device, chosen_weights, load_dense, versions, weights_exponent
-from .plan_probe import probe
-from .plan_recipes import PlannedTable, recipes_for
+from projclust.jobs.common import choose_device, load_dense, versions
+from projclust.jobs.options import DEFAULT_BITS, PlanOptions
+from projclust.options import Codes, Sensitivity
+from projclust.recipes.problem import Estimate, Problem
+from projclust.recipes.recipe import Recipe, short_number
+from projclust.shapes import DenseShape, parse_size
+from projclust.weights.choose import choose_weights
+from projclust.weights.names import UNIFORM
+from projclust.weights.rows import RowWeights
 
 PLAN_FILE, PLOT_FILE = "projclust_plan.json", "projclust_plan.png"
-DEFAULT_BITS = (2.0, 1.0, 0.75, 0.5, 0.35)
 # What a pick must keep where no size was asked for.
 GOOD_COSINE, GOOD_ERROR = 0.95, 0.25
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """The options of `projclust plan`; see its --help. A metric of None is that of the model for a probe, else none."""
-
-    model: str
-    bits: tuple[float, ...] = DEFAULT_BITS
-    size: str | None = None
-    probe: bool = False
-    exact: bool = False
-    weights: str | None = None
-    weights_exponent: float | None = None
-    metric: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    revision: str | None = None
-    output: str | None = None
-    overwrite: bool = False
+# The paper's, for comparison: 40% of the parameters off.
+_PAPER_RATIO = 0.4
 
 
 @dataclass(frozen=True)
@@ -72,59 +54,43 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     """
     hooks = hooks or Hooks()
     started = time.perf_counter()
-    # It is for the outputs, which only a probe shows; of the table alone it makes more of an error.
-    metric_name = options.metric or (Metric.MODEL if options.probe else Metric.NONE).value
-    _check(options)
-    if options.output is not None:
-        check_target(Path(options.output), options.overwrite, local_folder(options.model))
+    options.check_folder()
     device = choose_device(options.device)
-    source, loaded, name = load_dense(options.model, options.revision, options.seed, hooks.stage)
-    model = loaded.model.to(device).eval()
+    dense = load_dense(options.model, options.revision, options.seed, hooks.stage)
+    model, shape = dense.loaded.model.to(device).eval(), dense.shape
     table = input_embedding(model)[1].weight.detach()
-    n, d = table.shape
-    weights, weight = chosen_weights(
-        options.weights, AUTO, source, n, options.weights_exponent, hooks.stage, hooks.warn
-    )
-    power = weights_exponent(weights, options.weights_exponent)
-    frequencies = None if weight is None or power is None else weight ** (1 / power)
-    metric = None
-    if metric_name == Metric.MODEL.value:
+    sizes = _sizes(options, shape)
+    shared = replace(options.recipe, codes=Codes.AUTO)
+    weights = choose_weights(shared, lambda: load_tokenizer(dense.folder), shape.n, stage=hooks.stage, warn=hooks.warn)
+    # It is for the outputs, which only a probe shows; it makes more of the table's own error.
+    by_model = options.sensitivity or (Sensitivity.MODEL if options.probe else Sensitivity.NONE)
+    sensitivity = None
+    if by_model == Sensitivity.MODEL:
         hooks.stage("measuring which errors the model notices")
-        metric = model_metric(model, frequencies, options.seed)
+        sensitivity = model_sensitivity(model, weights.draws, options.seed)
     notes: list[str] = []
-    sizes = _sizes(options, n, d)
-    plan = PlannedTable(table.clone(), weight, metric, options.seed, options.exact)
-    recipes = list(recipes_for(plan, sizes, hooks.stage, notes))
-    fidelity: list[dict[str, float | None]] = [{"cosine": None, "kl": None} for _ in recipes]
+    problem = Problem.of(table.clone(), weights.values, sensitivity=sensitivity)
+    found = list(_estimates(options, problem, sizes, hooks.stage, notes))
+    fidelity: list[dict[str, float | None]] = [{"cosine": None, "kl": None} for _ in found]
     if options.probe:
-        fidelity = probe(model, recipes, frequencies, options.seed, hooks.stage)
-    rows: list[dict[str, Any]] = [
-        {
-            "recipe": recipe.name,
-            "bits_per_weight": 8 * recipe.bytes / (n * d),
-            "bytes": recipe.bytes,
-            "relative_error": recipe.errors[0],
-            "weighted_relative_error": recipe.errors[1],
-            **found,
-            "predicted": recipe.predicted,
-            "seconds": round(recipe.seconds, 3),
-        }
-        for recipe, found in zip(recipes, fidelity, strict=True)
-    ]
+        fidelity = probe(model, found, weights.draws, options.seed, hooks.stage)
+    rows = [_row(estimate, shape, own) for estimate, own in zip(found, fidelity, strict=True)]
     rows.sort(key=lambda row: (-row["bytes"], row["recipe"]))
-    if metric is None:
-        notes.append("auto without the metric of compress, which trades errors of the table for errors of the outputs")
+    if sensitivity is None:
+        notes.append(
+            "auto without the sensitivity of compress, which trades errors of the table for errors of the outputs"
+        )
     result = {
         "model": options.model,
-        "n": n,
-        "d": d,
-        "bytes_dense": sum(t.bytes for t in embedding_tensors(stored_tensors(source), name).values()),
-        "weights": weights.partition(":")[0],
-        "metric": metric_name,
+        "n": shape.n,
+        "d": shape.d,
+        "bytes_dense": sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values()),
+        "weights": weights.recorded,
+        "metric": str(by_model),
         "seed": options.seed,
         "probe": options.probe,
         "rows": rows,
-        "pick": _pick(rows, options, weights, sizes, n, d),
+        "pick": _pick(rows, options, weights, sizes, shape),
         "notes": notes,
         "total_seconds": round(time.perf_counter() - started, 3),
         "versions": versions(),
@@ -133,47 +99,104 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     if options.output is not None:
         hooks.stage(f"writing {options.output}")
         with new_folder(Path(options.output), options.overwrite) as folder:
+            from projclust.report.plan_plot import plot_plan  # matplotlib is slow to import
+
             plot_plan(folder / PLOT_FILE, result)
-            write_options(folder, replace(options, weights=weights, metric=metric_name))
+            write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
             (folder / PLAN_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _check(options: PlanOptions) -> None:
-    for bits in options.bits:
-        if not 0 < bits < 32:
-            raise ProjclustError(f"--bits must lie between 0 and 32, not {bits:g}")
-    if not options.bits and options.size is None:
-        raise ProjclustError("give --bits or --size: there is no size to look at")
-    if options.size is not None:
-        parse_size(options.size)
-    if options.metric not in [None, *(metric.value for metric in Metric)]:
-        raise ProjclustError(f"--metric must be one of {', '.join(metric.value for metric in Metric)}")
-    if options.weights is not None:
-        check_weights(options.weights)
+def _row(estimate: Estimate, shape: DenseShape, fidelity: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "recipe": estimate.name,
+        "bits_per_weight": shape.bits_for_bytes(estimate.bytes),
+        "bytes": estimate.bytes,
+        "relative_error": estimate.errors.plain,
+        "weighted_relative_error": estimate.errors.weighted,
+        **fidelity,
+        "predicted": estimate.predicted,
+        "seconds": round(estimate.seconds, 3),
+    }
 
 
-def _sizes(options: PlanOptions, n: int, d: int) -> list[int]:
+def _sizes(options: PlanOptions, shape: DenseShape) -> list[int]:
     """Bytes to look at, falling.
 
     Raises:
         ProjclustError: one of those that were asked for is too small for a table, or larger than one.
     """
-    sizes = {bytes_for_bits(bits, n, d) for bits in options.bits}
+    sizes = {shape.bytes_for_bits(bits) for bits in options.bits}
     asked = [] if options.bits == DEFAULT_BITS else sorted(sizes)
     if options.size is not None:
         sizes.add(parse_size(options.size))
         asked.append(parse_size(options.size))
     for size in asked:
-        check_budget(size, n, d)
-    return sorted((size for size in sizes if size >= least_bytes(n, d)), reverse=True)
+        check_budget(size, shape.n, shape.d)
+    return sorted((size for size in sizes if size >= least_bytes(shape.n, shape.d)), reverse=True)
+
+
+def _estimates(
+    options: PlanOptions, problem: Problem, sizes: list[int], stage: Callable[[str], None], notes: list[str]
+) -> Iterator[Estimate]:
+    """Our codes and the baselines of free size at every size in bytes, the others at their own.
+
+    What is left out, and why, is added to the notes.
+    """
+    seed, at_sizes = options.seed, [str(size) for size in sizes]
+    groups: dict[str, list[Recipe]] = {
+        "auto": [Recipe(size=size, codes=Codes.AUTO, seed=seed) for size in at_sizes],
+        "projective": [Recipe(ratio=_PAPER_RATIO, codes=codes, seed=seed) for codes in (None, Codes.INT8)],
+        "int8, int4, int3, int2, nf4": [Recipe(method=m, seed=seed) for m in ("int8", "int4", "int3", "int2", "nf4")],
+        "svd-int4": [Recipe(method="svd-int4", size=size) for size in at_sizes],
+        "pq": [Recipe(method="pq", size=size, seed=seed) for size in at_sizes],
+    }
+    for name, recipes in groups.items():
+        if name == "auto":
+            stage("fitting codes" if options.exact else "predicting codes")
+        else:
+            stage(f"measuring {name}")
+        try:
+            settled = _settled(recipes, problem.shape)
+            yield from _exact(settled, problem) if options.exact else settled[0].estimate(problem, settled[1:])
+        except ProjclustError as error:  # faiss is missing, or the table is too small for it
+            if name == "auto":
+                raise
+            notes.append(f"without {name}: {error}")
+
+
+def _settled(recipes: list[Recipe], shape: DenseShape) -> list[Recipe]:
+    """The recipes for a table of this shape, without those whose size is too small for them, each size once."""
+    found: dict[tuple[str, int], Recipe] = {}
+    error = None
+    for recipe in recipes:
+        try:
+            own = recipe.settled(shape)
+            found.setdefault((own.method, own.stored_bytes(shape)), own)
+        except ProjclustError as caught:
+            error = caught
+    if not found:
+        raise ProjclustError("the sizes are too small for it") from error
+    return list(found.values())
+
+
+def _exact(recipes: list[Recipe], problem: Problem) -> Iterator[Estimate]:
+    for recipe in recipes:
+        started = time.perf_counter()
+        fitted = recipe.fit_to(problem)
+        errors = fitted.errors
+        name = "auto" if recipe.is_auto else recipe.method
+        if recipe.is_stored and not recipe.is_auto:
+            name = f"{recipe.method}-{recipe.codes or problem.shape.dtype}"
+        took = time.perf_counter() - started
+        yield Estimate(name, fitted.bytes, errors, False, fitted.rows, seconds=took)
 
 
 def _pick(
-    rows: list[dict[str, Any]], options: PlanOptions, weights: str, sizes: list[int], n: int, d: int
+    rows: list[dict[str, Any]], options: PlanOptions, weights: RowWeights, sizes: list[int], shape: DenseShape
 ) -> dict[str, Any] | None:
     """The command for the size that was asked for, or else for the smallest that is still good."""
-    ours = [row for row in rows if row["recipe"] == AUTO]
+    ours = [row for row in rows if row["recipe"] == "auto"]
     if not ours:
         return None
     asked: list[str] = []
@@ -181,24 +204,19 @@ def _pick(
     if options.size is not None:
         asked, target = ["--size", options.size], parse_size(options.size)
     elif len(options.bits) == 1:
-        asked, target = ["--bits", _number(options.bits[0])], bytes_for_bits(options.bits[0], n, d)
+        asked, target = ["--bits", short_number(options.bits[0])], shape.bytes_for_bits(options.bits[0])
     if target is not None:
         row, rule = next(row for row in ours if row["bytes"] <= target), "the size that was asked for"
     else:
-        probed = options.probe
-        what = f"cosine of at least {GOOD_COSINE:g}" if probed else f"weighted error of at most {GOOD_ERROR:g}"
-        good = [
-            row
-            for row in ours
-            if (row["cosine"] >= GOOD_COSINE if probed else row["weighted_relative_error"] <= GOOD_ERROR)
-        ]
+        what = f"cosine of at least {GOOD_COSINE:g}" if options.probe else f"weighted error of at most {GOOD_ERROR:g}"
+        good = [row for row in ours if _is_good(row, options.probe)]
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
         budget = sizes[ours.index(row)]
-        bits = next(bits for bits in options.bits if bytes_for_bits(bits, n, d) == budget)
-        asked = ["--bits", _number(bits)]
-    more = [] if options.weights is None and weights != UNIFORM else ["--weights", weights]
-    more += [] if options.weights_exponent is None else ["--weights-exponent", _number(options.weights_exponent)]
-    more += [] if options.metric is None else ["--metric", options.metric]
+        asked = ["--bits", short_number(next(bits for bits in options.bits if shape.bytes_for_bits(bits) == budget))]
+    more = [] if options.weights is None and weights.name != UNIFORM else ["--weights", weights.name]
+    exponent = options.weights_exponent
+    more += [] if exponent is None else ["--weights-exponent", short_number(exponent)]
+    more += [] if options.sensitivity is None else ["--sensitivity", str(options.sensitivity)]
     more += [] if options.seed == 0 else ["--seed", str(options.seed)]
     more += [] if options.revision is None else ["--revision", options.revision]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
@@ -206,7 +224,5 @@ def _pick(
     return {"command": command, "rule": rule, "bytes": row["bytes"], "bits_per_weight": row["bits_per_weight"]}
 
 
-def _number(value: float) -> str:
-    """As short as `projclust compress` reads the same number from."""
-    text = f"{value:g}"
-    return text if float(text) == value else repr(value)
+def _is_good(row: dict[str, Any], probed: bool) -> bool:
+    return bool(row["cosine"] >= GOOD_COSINE if probed else row["weighted_relative_error"] <= GOOD_ERROR)

@@ -1,25 +1,15 @@
 """The job behind `projclust push`: a folder that projclust wrote in, a repository on the Hub out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from projclust.checkpoints.folder import OPTIONS_FILE
+from projclust.checkpoints.hub import check_can_push, files_to_push, push_folder, repo_url
+from projclust.checkpoints.source import CONFIG, local_folder, quantization_method, read_json
+from projclust.checkpoints.tensors import read_headers, stored_tensors
 from projclust.errors import ProjclustError, ServiceError
-from projclust.hf.checkpoint import CONFIG, local_folder, quantization_method, read_json, stored_tensors
-from projclust.hf.folder import OPTIONS_FILE
-from projclust.hf.headers import read_headers
-from projclust.hf.hub import check_can_push, files_to_push, push_folder, repo_url
-
-
-@dataclass(frozen=True)
-class PushOptions:
-    """The options of `projclust push`; see its --help."""
-
-    path: str
-    repo: str
-    private: bool = False
-    dry_run: bool = False
+from projclust.jobs.options import PushOptions
 
 
 def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

@@ -6,23 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from projclust.checkpoints.card import CARD_FILE, Measurement, measured_card
+from projclust.checkpoints.folder import locked
+from projclust.checkpoints.save import fingerprint
+from projclust.checkpoints.source import CONFIG, quantization_method, read_json
 from projclust.errors import ProjclustError
-from projclust.hf.card import CARD_FILE, Measurement, measured_card
-from projclust.hf.checkpoint import CONFIG, fingerprint, quantization_method, read_json
-from projclust.hf.folder import locked
-from projclust.report.files import PARTIAL, replace_file
-from projclust.report.results import BEST, DEMO, RESULTS_FILE, Row, read_results
-from projclust.report.statistics import AFTER, Summary, summarize, summary_json
+from projclust.jobs.options import ReportOptions
 from projclust.report.write import write_report
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """The options of `projclust report`; see its --help."""
-
-    folders: tuple[str, ...]
-    output: str | None = None
-    card: str | None = None
+from projclust.results.files import PARTIAL, replace_file
+from projclust.results.rows import BEST, DEMO, RESULTS_FILE, Row, read_results
+from projclust.results.summary import AFTER, Summary, summarize, summary_json
 
 
 @dataclass(frozen=True)
@@ -69,14 +62,7 @@ def report_results(options: ReportOptions) -> Reported:
 @contextlib.contextmanager
 def _alone_in(output: Path) -> Iterator[None]:
     """Keep `projclust glue-eval` out of the folder, for its newer results must not be replaced by those read here."""
-    with contextlib.ExitStack() as locks:
-        if output.is_dir():
-            try:
-                locks.enter_context(locked(output, wait=False))
-            except BlockingIOError:
-                raise ProjclustError(
-                    f"another run is writing to {output}: wait for it or choose another --output"
-                ) from None
+    with locked(output) if output.is_dir() else contextlib.nullcontext():
         yield
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .plots import BLUE, GREY, ORANGE
-from .results import BEST
-from .statistics import AFTER, BEFORE, DENSE, Score, Summary, Variant
-from .words import average_title, heading, marks, plain, task_title
+from projclust.report.phrases import average_title, heading, marks, plain, task_title
+from projclust.report.plots import BLUE, GREY, ORANGE
+from projclust.results.rows import BEST
+from projclust.results.summary import AFTER, BEFORE, DENSE, Score, Summary, Variant
 
 GREEN, PURPLE = "#009E73", "#CC79A7"
 _COLOURS = {"projective": BLUE, "svd": ORANGE, "random": GREY, "compressed": GREEN, BEST: PURPLE}

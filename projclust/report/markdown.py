@@ -5,9 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-from .results import BEST, DEMO, Row, variant_order
-from .statistics import STAGES, Cell, Mean, Score, Summary
-from .words import (
+from projclust.report.phrases import (
     DEMONSTRATION,
     PROTOCOL_SENTENCES,
     average_title,
@@ -16,6 +14,8 @@ from .words import (
     points,
     task_title,
 )
+from projclust.results.rows import BEST, DEMO, Row, variant_order
+from projclust.results.summary import STAGES, Cell, Mean, Score, Summary
 
 DROP_PLOT, ERROR_PLOT = "drop.png", "error.png"
 

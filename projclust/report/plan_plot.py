@@ -10,8 +10,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .accuracy_plots import GREEN, PURPLE
-from .plots import BLUE, GREY, ORANGE
+from projclust.report.accuracy_plots import GREEN, PURPLE
+from projclust.report.plots import BLUE, GREY, ORANGE
 
 # Recipes of one family share a colour; what a marker is of, the legend tells.
 _STYLES = {

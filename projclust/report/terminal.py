@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from .statistics import AFTER, BEFORE, Mean, Score, Summary
-from .words import TASK_NAMES, heading, marks, plain, points
+from projclust.glue.tasks import TASKS
+from projclust.report.phrases import heading, marks, plain, points
+from projclust.results.summary import AFTER, BEFORE, Mean, Score, Summary
 
 _STAGES = {BEFORE: "before further training", AFTER: "after training"}
 
@@ -14,7 +15,7 @@ def summary_table(summary: Summary) -> str:
     What was lost is on average, or on the task if there is one only.
     """
     stages, dense = summary.stages, summary.dense is not None
-    names = ["variant", "smaller", *(TASK_NAMES[task] for task in summary.tasks)]
+    names = ["variant", "smaller", *(TASKS[task].title for task in summary.tasks)]
     names += ["average"] * bool(summary.averages) + [f"drop {stage}" for stage in stages if dense]
     lines = [names]
     for variant in summary.variants:
@@ -42,7 +43,7 @@ def _notes(summary: Summary) -> list[str]:
         notes.append(f"mean of {len(summary.seeds)} seeds, (n) where of fewer, ± standard error")
     notes += [f"average of {len(average.tasks)} tasks" for average in summary.averages[-1:]]
     notes += [f"{diverged} diverged"] * bool(diverged) + marks(summary)
-    rows = ", ".join(f"{TASK_NAMES[task]} {row.validation_rows:,}" for task, row in summary.tasks.items())
+    rows = ", ".join(f"{TASKS[task].title} {row.validation_rows:,}" for task, row in summary.tasks.items())
     notes.append(f"validation rows: {rows}")
     return notes if summary.dense is not None else [*notes, "dense was not measured: no drops"]
 

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from projclust.errors import ProjclustError
-
-from .accuracy_plots import plot_drops, plot_errors
-from .files import replace_file
-from .html import html_report
-from .markdown import DROP_PLOT, ERROR_PLOT, markdown_report
-from .results import RESULTS_FILE, Row, write_results
-from .statistics import Summary, summarize
+from projclust.report.accuracy_plots import plot_drops, plot_errors
+from projclust.report.html import html_report
+from projclust.report.markdown import DROP_PLOT, ERROR_PLOT, markdown_report
+from projclust.results.files import replace_file
+from projclust.results.rows import RESULTS_FILE, Row, write_results
+from projclust.results.summary import Summary, summarize
 
 MARKDOWN_FILE, HTML_FILE = "report.md", "report.html"
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from projclust.errors import ProjclustError
+from projclust.weights.tally import BATCH, Tally, tokenize
 
-from .tally import BATCH, Tally, tokenize
-
-# Of a dataset: some millions of words, after which the frequencies hardly change.
+# That many rows of a dataset are read: some millions of words, after which the frequencies hardly change.
 _ROWS = 200_000
 
 
@@ -45,7 +44,7 @@ def _texts(source: str) -> Iterator[str]:
     if os.path.isfile(source):
         return _lines(Path(source))
     name, _, config = source.partition(":")
-    # What is no name of a dataset on the Hub would be looked up there in vain.
+    # Such names cannot be those of a dataset on the Hub, where they would be looked up in vain.
     if not os.path.isdir(name) and (name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".txt")):
         raise ProjclustError(f"there is no text file or dataset {source}")
     return _dataset_texts(source, name, config or None)

@@ -12,14 +12,12 @@ from safetensors.torch import load_file
 from tiny_models import VOCABULARY, WIDTH, tiny_model, uneven_model
 from transformers import AutoModel
 
-from projclust.cli.compress import LossName, MethodName, RanksName
-from projclust.cli.options import CodesName, DeviceName, MetricName
-from projclust.clustering import Method
-from projclust.clustering.ranks import Ranks
-from projclust.clustering.robust import Loss
-from projclust.hf.config import CODES, FLOAT_CODES, Metric
-from projclust.planning import stored_bytes
-from projclust.weights import DEFAULT_EXPONENT
+from projclust import ProjClustConfig, compress_model
+from projclust.jobs.options import CompressOptions
+from projclust.options import Codes
+from projclust.recipes.recipe import Recipe
+from projclust.shapes import FactoredShape
+from projclust.weights.names import DEFAULT_EXPONENT
 
 REPORT_FIELDS = {
     *("model", "method", "k", "j", "loss", "affine", "n", "d", "seed", "weights", "codes", "device"),
@@ -197,7 +195,7 @@ def test_counts_weigh_the_rows(cli: Cli, tiny_folder: Path, tmp_path: Path) -> N
     arguments = (tiny_folder, "--k", 2, "--j", 6)
     weighted = compress(cli, *arguments, "--weights", f"counts:{counts}", "-o", tmp_path / "weighted")
     uniform = compress(cli, *arguments, "-o", tmp_path / "uniform")
-    assert weighted["weights"] == "counts"
+    assert weighted["weights"] == "counts:counts.txt"
     assert weighted["weighted_relative_error"] < 0.5 * weighted["relative_error"]
     assert weighted["relative_error"] > uniform["relative_error"] == uniform["weighted_relative_error"]
 
@@ -327,30 +325,73 @@ def test_config_file_sets_options_and_flags_win(cli: Cli, tiny_folder: Path, tmp
     assert first == second
 
 
-def test_choices_of_the_command_line_are_those_of_the_library() -> None:
-    assert [choice.value for choice in MethodName] == [method.value for method in Method]
-    assert [choice.value for choice in RanksName] == [ranks.value for ranks in Ranks]
-    assert [choice.value for choice in LossName] == [loss.value for loss in Loss]
-    assert [choice.value for choice in CodesName] == list(CODES)
-    assert all(hasattr(torch, name) for name in FLOAT_CODES)
-    assert [choice.value for choice in MetricName] == [metric.value for metric in Metric]
-    assert [choice.value for choice in DeviceName] == ["auto", "cpu", "cuda"]
+def test_float_codes_are_dtypes_of_torch() -> None:
+    assert all(hasattr(torch, codes) for codes in Codes if codes.is_float)
 
 
 def test_defaults_of_the_command_line_are_those_of_the_library(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
-    from projclust import ProjClustConfig
-    from projclust.jobs.compress import CompressOptions
-
     compress(cli, tiny_folder, "--j", 5, "-o", tmp_path / "out")
     written = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
+    default = CompressOptions("", recipe=Recipe(j=5)).as_dict()
     for name, value in written.items():
-        if name not in ("model", "output", "k", "j", "weights"):  # those depend on others
-            assert getattr(CompressOptions(""), name.replace("-", "_")) == value, name
+        if name not in ("model", "output", "k", "weights"):  # those depend on others
+            assert default[name.replace("-", "_")] == value, name
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     library = ProjClustConfig().to_dict()
     for name in ("n_clusters", "seed", "restarts", "max_iter", "tol", "method", "codes", "affine"):
         assert stored[name] == library[name], name
     assert not {"ranks", "loss"} & set(stored)  # not stored where they are the library's defaults
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ("--j", 5),
+        ("--ratio", 0.5),
+        ("--bits", 5),
+        ("--size", "1100B"),
+        ("--ratio", 0.9, "--codes", "auto"),
+        ("--bits", 9, "--codes", "int8", "--k", 2),
+        ("--size", "3KB", "--codes", "float16"),
+        ("--j", 5, "--method", "svd"),
+        ("--bits", 20, "--method", "random", "--k", 3),
+    ],
+)
+def test_the_written_options_make_the_same_folder_again(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, target: tuple[object, ...]
+) -> None:
+    quick = ("--restarts", 2, "--seed", 3) if "auto" not in target and target[0] not in ("--bits", "--size") else ()
+    first = compress(cli, tiny_folder, *target, *quick, "--weights", "uniform", "-o", tmp_path / "a")
+    again = compress(cli, "--config", tmp_path / "a" / "projclust_options.yaml", "-o", tmp_path / "b")
+    times = {"fit_seconds", "total_seconds", "peak_memory_bytes", "output"}
+    assert {name: first[name] for name in first.keys() - times} == {name: again[name] for name in again.keys() - times}
+    assert snapshot(tmp_path / "a")["model.safetensors"] == snapshot(tmp_path / "b")["model.safetensors"]
+    written = [yaml.safe_load((tmp_path / name / "projclust_options.yaml").read_text()) for name in "ab"]
+    assert written[0] | {"output": ""} == written[1] | {"output": ""}
+
+
+def test_python_gives_what_the_command_line_gives(cli: Cli, tiny_classifier: Path, tmp_path: Path) -> None:
+    for name, options in (("bits", {"bits": 4.0}), ("size", {"size": "8KB"}), ("ranks", {"k": 3, "j": 5})):
+        arguments = [item for key, value in options.items() for item in (f"--{key}", value)]
+        report = compress(cli, tiny_classifier, *arguments, "-o", tmp_path / name)
+        model = AutoModel.from_pretrained(tiny_classifier)
+        compress_model(model, **options).save_pretrained(tmp_path / f"{name}-python")
+        by_name = [load_file(tmp_path / f"{name}{end}" / "model.safetensors") for end in ("", "-python")]
+        assert by_name[0].keys() == by_name[1].keys()
+        assert all(torch.equal(tensor, by_name[1][key]) for key, tensor in by_name[0].items())
+        config = ProjClustConfig(**options)  # while loading, too, with the weights of words
+        loaded = AutoModel.from_pretrained(tiny_classifier, quantization_config=config)
+        assert torch.equal(loaded.get_input_embeddings().dense_weight(), model.get_input_embeddings().dense_weight())
+        stored = loaded.config.quantization_config
+        assert stored.weights == report["weights"] == ("uniform" if name == "ranks" else "wordfreq")
+
+
+def test_codes_without_weights_are_warned_about(tiny_classifier: Path) -> None:
+    model = AutoModel.from_pretrained(tiny_classifier)
+    model.config._name_or_path = ""
+    model.name_or_path = ""
+    with pytest.warns(UserWarning, match="all rows weigh the same"):
+        compress_model(model, bits=4.0)
 
 
 def test_two_processes_write_what_one_writes(tiny_folder: Path, tmp_path: Path) -> None:
@@ -390,8 +431,8 @@ def test_other_codes_meet_targets_with_the_largest_rank_that_fits(cli: Cli, tiny
         out = tmp_path / codes
         report = compress(cli, tiny_folder, "--bits", bits, "--k", 2, "--codes", codes, "-o", out)
         n, d, j = report["n"], report["d"], report["j"]
-        assert report["bytes_stored"] == stored_bytes(n, d, 2, j, codes) <= bits * n * d / 8
-        assert stored_bytes(n, d, 2, j + 1, codes) > bits * n * d / 8
+        assert report["bytes_stored"] == FactoredShape(n, d, k=2, j=j).bytes(codes) <= bits * n * d / 8
+        assert FactoredShape(n, d, k=2, j=j + 1).bytes(codes) > bits * n * d / 8
 
 
 def test_words_weigh_the_rows_of_auto_codes(cli: Cli, minilm: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from commandline import Cli
 from killing import killed_at
 
-from projclust.hf.checkpoint import load_checkpoint
+from projclust.checkpoints.load import load_checkpoint
 
 
 def state(folder: Path) -> tuple[int, int] | None:

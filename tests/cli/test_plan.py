@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ from tiny_models import VOCABULARY, WIDTH, logits, tiny_model
 from torch import Tensor
 from transformers import AutoModel
 
-from projclust.cli.plan import DEFAULT_SIZES
-from projclust.coding.baselines import Baseline, baseline_table
 from projclust.coding.fit import fit_coded
 from projclust.coding.predict import Prediction, code_rows, least_bytes, predict_coded
 from projclust.errors import ProjclustError
-from projclust.jobs.plan import DEFAULT_BITS, PLAN_FILE, PLOT_FILE, PlanOptions
-from projclust.jobs.plan_probe import probe
-from projclust.jobs.plan_recipes import Recipe
-from projclust.modules import CodedEmbedding
+from projclust.hf.probe import probe
+from projclust.jobs.plan import PLAN_FILE, PLOT_FILE
+from projclust.recipes.problem import Errors, Estimate
+from projclust.recipes.recipe import Recipe
+from projclust.tables import CodedEmbedding
 
 Refused = Callable[..., str]
 FIELDS = {
@@ -38,11 +36,6 @@ def plan(cli: Cli, *arguments: object) -> dict[str, Any]:
 
 def rows_of(result: dict[str, Any], recipe: str) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["recipe"] == recipe]
-
-
-def test_defaults_are_the_jobs() -> None:
-    assert tuple(map(float, DEFAULT_SIZES.split(","))) == DEFAULT_BITS
-    assert {field.name: field.default for field in fields(PlanOptions)}["bits"] == DEFAULT_BITS
 
 
 def test_the_result_is_the_contract_and_nothing_is_written(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
@@ -67,14 +60,15 @@ def test_the_result_is_the_contract_and_nothing_is_written(cli: Cli, tiny_folder
     assert small["bits_per_weight"] <= 4 < large["bits_per_weight"] <= 6
 
 
-def test_baselines_are_those_of_baseline_table(cli: Cli, tiny_folder: Path) -> None:
+def test_baselines_are_recipes(cli: Cli, tiny_folder: Path) -> None:
     result = plan(cli, tiny_folder, "--bits", 12, "--weights", "uniform", "--exact")
     table = load_file(tiny_folder / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
-    for baseline in (Baseline.INT8, Baseline.INT2, Baseline.NF4, Baseline.SVD_INT4, Baseline.PQ):
-        own = baseline_table(baseline, table, 12 if baseline in (Baseline.SVD_INT4, Baseline.PQ) else None)
-        (row,) = rows_of(result, baseline.value)
+    for method in ("int8", "int2", "nf4", "svd-int4", "pq"):
+        own = Recipe(method=method, bits=12 if method in ("svd-int4", "pq") else None).fit(table)
+        (row,) = rows_of(result, method)
         assert row["bytes"] == own.bytes
-        assert row["relative_error"] == pytest.approx(error_of(own.table, table)[0], rel=1e-3)
+        rebuilt = own.rows(torch.arange(len(table)))
+        assert row["relative_error"] == pytest.approx(error_of(rebuilt, table)[0], rel=1e-3)
         assert row["predicted"] is False
 
 
@@ -111,8 +105,8 @@ def test_generative_models_are_probed_and_come_out_unchanged(cli: Cli, tmp_path:
     before = logits(model, name)
     table = model.get_input_embeddings().weight.detach().clone()
     halved = [
-        Recipe("same", 1, (0, 0), False, 0, lambda ids: table[ids]),
-        Recipe("other", 1, (0, 0), False, 0, lambda ids: 0.5 * table[ids]),
+        Estimate("same", 1, Errors(0, 0), False, lambda ids: table[ids]),
+        Estimate("other", 1, Errors(0, 0), False, lambda ids: 0.5 * table[ids]),
     ]
     same, other = probe(model, halved, None, 0, lambda text: None)
     assert torch.equal(logits(model, name), before)
@@ -136,7 +130,9 @@ def test_picks_and_the_human_table(cli: Cli, tiny_folder: Path) -> None:
     sized = pick("--size", "1KB")
     assert sized["command"] == f"{command} --size 1KB --weights uniform"
     assert sized["bytes"] <= 1000
-    assert pick("--bits", 5, "--metric", "none")["command"] == f"{command} --bits 5 --weights uniform --metric none"
+    assert (
+        pick("--bits", 5, "--metric", "none")["command"] == f"{command} --bits 5 --weights uniform --sensitivity none"
+    )
     assert pick("--bits", 5.1234567)["command"] == f"{command} --bits 5.1234567 --weights uniform"
     # The smallest that is good; where none is, the largest.
     good = pick("--bits", "8,6,2.5")
@@ -204,7 +200,6 @@ def test_without_faiss_there_is_a_note(cli: Cli, tiny_folder: Path, monkeypatch:
         (["--seed", "-1"], "seed"),
         (["--revision", "main"], "--revision is for models on the Hub"),
         (["--config", "absent.yaml"], "cannot read the config file"),
-        (["-o", "absent/out"], "does not exist"),
     ],
 )
 def test_mistakes(refused: Refused, tiny_folder: Path, arguments: list[str], message: str) -> None:
@@ -250,7 +245,7 @@ def test_predictions_on_minilm(minilm_table: Tensor, bits: float, with_metric: b
     assert prediction.relative_error == pytest.approx(plain, rel=0.06)
     # Some rows alone are coded about as well as among all.
     some = torch.arange(0, n, 5)
-    coded = dense(code_rows(prediction, table, some, weight))
+    coded = dense(code_rows(prediction, some))
     assert error_of(coded, table[some], weight[some])[1] == pytest.approx(weighted, rel=0.1)
 
 

@@ -12,9 +12,9 @@ from commandline import Cli, snapshot
 from huggingface_hub import ModelCard
 from results_samples import diverged, make_row, many_rows
 
-from projclust.hf.checkpoint import fingerprint
-from projclust.hf.folder import locked
-from projclust.report.results import Row, read_results, write_results
+from projclust.checkpoints.folder import locked
+from projclust.checkpoints.save import fingerprint
+from projclust.results.rows import Row, read_results, write_results
 
 Refused = Callable[..., str]
 FILES = {"results.json", "report.md", "report.html", "drop.png", "error.png"}
@@ -131,7 +131,7 @@ def test_outputs(refused: Refused, cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX only")
 def test_a_folder_in_use(refused: Refused, tmp_path: Path) -> None:
     run = results(tmp_path / "run", many_rows(["cola"]))
-    with locked(run, wait=False):
+    with locked(run):
         assert "another run is writing to" in refused("report", run)
 
 

@@ -37,11 +37,11 @@ def test_four_points_by_hand() -> None:
 
 
 @pytest.mark.parametrize("init", ["spherical", "residual", "random"])
-def test_recovers_subspaces_that_are_there(init: str) -> None:
+def test_recovers_subspaces_that_are_there(init: str, device: torch.device) -> None:
     rows, truth = union_of_subspaces(3, 2)
-    fitted = ProjectiveClustering(3, 2, init=init).fit(rows)
+    fitted = ProjectiveClustering(3, 2, init=init, device=device).fit(rows)
     assert fitted.inertia_ < 1e-12 * rows.square().sum()
-    assert all(len(fitted.labels_[truth == c].unique()) == 1 for c in range(3))
+    assert all(len(fitted.labels_.cpu()[truth == c].unique()) == 1 for c in range(3))
 
 
 def test_one_cluster_is_truncated_svd() -> None:
@@ -64,11 +64,13 @@ def test_one_affine_cluster_is_principal_components() -> None:
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("init", ["spherical", "residual", "random"])
-def test_cost_never_rises(init: str, weighted: bool, affine: bool) -> None:
+def test_cost_never_rises(init: str, weighted: bool, affine: bool, device: torch.device) -> None:
     for seed in range(5):
-        rows = table(seed=seed)
+        rows = table(seed=seed).to(device)
         weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed)) if weighted else None
-        fitted = ProjectiveClustering(6, 5, init=init, affine=affine, restarts=2, seed=seed, tol=0.0).fit(rows, weights)
+        fitted = ProjectiveClustering(6, 5, init=init, affine=affine, restarts=2, seed=seed, tol=0.0).fit(
+            rows, sample_weight=weights
+        )
         history = fitted.cost_history_
         assert len(history) == fitted.n_iter_ >= 3
         assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(history))
@@ -76,13 +78,13 @@ def test_cost_never_rises(init: str, weighted: bool, affine: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_result_is_consistent(dtype: torch.dtype) -> None:
-    rows = table().to(dtype)
+def test_result_is_consistent(dtype: torch.dtype, device: torch.device) -> None:
+    rows = table().to(device, dtype)
     fitted = ProjectiveClustering(4, 6, affine=True, restarts=2).fit(rows)
     assert fitted.labels_.dtype == torch.int64
     assert torch.equal(fitted.predict(rows), fitted.labels_)
     gram = fitted.components_ @ fitted.components_.mT
-    assert torch.allclose(gram, torch.eye(6, dtype=gram.dtype).expand_as(gram), atol=1e-5)
+    assert torch.allclose(gram, torch.eye(6, dtype=gram.dtype, device=device).expand_as(gram), atol=1e-5)
     assert torch.allclose(fitted.transform(rows), fitted.coefficients_, atol=1e-4)
     rebuilt = fitted.inverse_transform(fitted.coefficients_, fitted.labels_)
     residuals = (rebuilt - rows.to(rebuilt.dtype)).square().sum(1)
@@ -116,7 +118,7 @@ def test_weights_pull_the_fit() -> None:
     # Two orthogonal lines, one subspace: it follows whichever the weights favour.
     rows = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
     for weights, axis in (([9.0, 9.0, 1.0, 1.0], 0), ([1.0, 1.0, 9.0, 9.0], 1)):
-        fitted = ProjectiveClustering(1, 1).fit(rows, weights)
+        fitted = ProjectiveClustering(1, 1).fit(rows, sample_weight=weights)
         assert fitted.components_[0, 0].abs()[axis].item() == pytest.approx(1.0)
         assert fitted.inertia_ == pytest.approx(5.0)
 
@@ -125,7 +127,7 @@ def test_rows_of_no_weight_have_no_influence() -> None:
     rows, _ = union_of_subspaces(2, 2)
     noise = 50 * torch.randn(30, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     weights = torch.cat([torch.ones(400), torch.zeros(30)])
-    fitted = ProjectiveClustering(2, 2).fit(torch.cat([rows, noise]), weights)
+    fitted = ProjectiveClustering(2, 2).fit(torch.cat([rows, noise]), sample_weight=weights)
     assert fitted.inertia_ < 1e-12 * rows.square().sum()
 
 
@@ -160,7 +162,7 @@ def test_max_iter_and_progress() -> None:
 def test_takes_numpy_and_does_not_touch_it() -> None:
     rows = table().numpy()
     before = rows.copy()
-    fitted = ProjectiveClustering(3, 4, restarts=1).fit(rows, np.ones(len(rows)))
+    fitted = ProjectiveClustering(3, 4, restarts=1).fit(rows, sample_weight=np.ones(len(rows)))
     assert (rows == before).all()
     assert fitted.inertia_ == pytest.approx(ProjectiveClustering(3, 4, restarts=1).fit(rows).inertia_, rel=1e-5)
 
@@ -202,7 +204,7 @@ def test_refuses_rows_that_are_not_finite(value: float) -> None:
 )
 def test_refuses_bad_weights(weights: Tensor, message: str) -> None:
     with pytest.raises(ProjclustError, match=message):
-        ProjectiveClustering(3, 4).fit(table(), weights)
+        ProjectiveClustering(3, 4).fit(table(), sample_weight=weights)
 
 
 def test_refuses_use_before_fit_and_other_widths() -> None:
@@ -236,7 +238,8 @@ def test_unequal_ranks_spend_no_more_and_save(weighted: bool, affine: bool) -> N
     rows = flat_and_round()
     weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(0)) if weighted else None
     equal, fitted = (
-        ProjectiveClustering(3, 6, affine=affine, ranks=ranks).fit(rows, weights) for ranks in ("equal", "adaptive")
+        ProjectiveClustering(3, 6, affine=affine, ranks=ranks).fit(rows, sample_weight=weights)
+        for ranks in ("equal", "adaptive")
     )
     assert equal.ranks_ == [6] * 3 != fitted.ranks_
     assert parameters(fitted) <= parameters(equal)

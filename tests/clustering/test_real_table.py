@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from projclust import ProjectiveClustering
-from projclust.planning import rank_for_ratio
+from projclust.shapes import FactoredShape
 
 
 @pytest.mark.parametrize(("j", "most"), [(40, 0.587), (216, 0.133)])
@@ -27,4 +27,5 @@ def test_error_on_minilm_beats_svd_and_the_random_partition(minilm_table: Tensor
 
 def test_forty_percent_off_is_rank_216(minilm_table: Tensor) -> None:
     n, d = minilm_table.shape
-    assert rank_for_ratio(0.4, n, d, 5) == 216
+    shape = FactoredShape(n, d, k=5, j=1)
+    assert shape.largest_rank(lambda shape: shape.compression_rate >= 0.4) == 216

@@ -26,7 +26,7 @@ def fits(group):
         (5, 6, {}), (5, 6, {"affine": True}), (3, 8, {"init": "residual"}), (60, 4, {}),
         (5, 6, {"ranks": "adaptive"}), (3, 5, {"loss": "l1"}), (1, 7, {}), (4, 6, {"method": "random"}),
     ]:
-        fitted = ProjectiveClustering(k, j, process_group=group, **{"restarts": 2, **options}).fit(table, weights)
+        fitted = ProjectiveClustering(k, j, process_group=group, **{"restarts": 2, **options}).fit(table, sample_weight=weights)
         yield {
             "labels": fitted.labels_.tolist(), "inertia": fitted.inertia_, "history": fitted.cost_history_,
             "residuals": float(fitted.residuals_.sum()), "coefficients": float(fitted.coefficients_.square().sum()),

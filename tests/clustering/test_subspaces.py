@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from projclust.clustering.moments import fit_subspaces
 from projclust.clustering.rows import Rows
+from projclust.clustering.scatter import fit_subspaces
 from projclust.clustering.subspaces import (
     Subspaces,
     assign_rows,

@@ -9,10 +9,9 @@ from safetensors.torch import load_file
 from projclust.coding.codebooks import (
     CODEBOOKS_FILE,
     FIRST_TABLE,
-    INT4,
-    INT8,
     KINDS,
     NONE,
+    NUMBER_OF,
     SCALAR,
     TRELLIS,
     decode_tables,
@@ -20,6 +19,8 @@ from projclust.coding.codebooks import (
     needs_search,
 )
 from projclust.coding.trellis import search
+
+INT4, INT8 = NUMBER_OF["int4"], NUMBER_OF["int8"]
 
 
 def test_numbers_of_kinds_are_the_stored_format() -> None:

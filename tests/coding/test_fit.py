@@ -6,10 +6,11 @@ from coded_tables import embedding_of, falling_weights, gaussian, rebuilt, relat
 from torch import Tensor
 
 from projclust import ProjclustError
-from projclust.coding.codebooks import INT8, NONE, SCALAR, TRELLIS
+from projclust.coding.codebooks import KINDS, NONE, NUMBER_OF, SCALAR, TRELLIS
 from projclust.coding.fit import Coder, code_clusters, fit_coded
 from projclust.coding.packing import unpack_nibbles
-from projclust.coding.stored import MOST_CLASSES
+from projclust.options import Codes
+from projclust.shapes import MOST_CLASSES
 
 
 def same_bytes(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -96,36 +97,36 @@ def test_rows_of_equal_weight_are_classed_by_length(table: Tensor) -> None:
         assert lengths[coded.classes == number].min() >= lengths[coded.classes == number + 1].max()
 
 
-def test_the_metric_is_honoured(table: Tensor) -> None:
+def test_the_sensitivity_is_honoured(table: Tensor) -> None:
     table = table[:1500]
     rotation = torch.linalg.qr(gaussian(48, 48, seed=9).double())[0]
-    metric = rotation * torch.logspace(1, -1, 48, dtype=torch.float64) @ rotation.T
-    plain, measured = fit_coded(table, 9000), fit_coded(table, 9000, metric=metric)
+    sensitivity = rotation * torch.logspace(1, -1, 48, dtype=torch.float64) @ rotation.T
+    plain, measured = fit_coded(table, 9000), fit_coded(table, 9000, sensitivity=sensitivity)
     assert measured.shape.bytes <= 9000
     own, other = rebuilt(measured), rebuilt(plain)
-    exact = table.double() @ metric
-    assert relative_error(exact, own.double() @ metric) < 0.7 * relative_error(exact, other.double() @ metric)
+    exact = table.double() @ sensitivity
+    assert relative_error(exact, own.double() @ sensitivity) < 0.7 * relative_error(exact, other.double() @ sensitivity)
     assert relative_error(table, own) > relative_error(table, other)
-    assert same_bytes(fit_coded(table, 9000, metric=torch.eye(48)).stored, plain.stored)
+    assert same_bytes(fit_coded(table, 9000, sensitivity=torch.eye(48)).stored, plain.stored)
 
 
-def low_rank_bands(n: int) -> tuple[Tensor, Tensor]:
-    """Heavy rows, those of the first two of three bands, and light ones, in subspaces of their own of 6 of 32 dimensions."""
+def low_rank_classes(n: int) -> tuple[Tensor, Tensor]:
+    """Heavy rows, those of the first two of three classes, and light ones, in subspaces of their own of 6 of 32 dimensions."""
     weights = falling_weights(n)
     heavy = fit_coded(gaussian(n, 1), 10 * n, weights, classes=3).classes < 2
     weights[heavy] = float((~heavy).sum() / heavy.sum())
-    bands = [gaussian(n, 6, seed=2 * band) @ gaussian(6, 32, seed=2 * band + 1) for band in range(2)]
-    return torch.where(heavy.unsqueeze(1), bands[0], bands[1]), weights
+    parts = [gaussian(n, 6, seed=2 * number) @ gaussian(6, 32, seed=2 * number + 1) for number in range(2)]
+    return torch.where(heavy.unsqueeze(1), parts[0], parts[1]), weights
 
 
 def test_own_decoders_are_chosen_where_they_pay() -> None:
-    table, weights = low_rank_bands(3000)
+    table, weights = low_rank_classes(3000)
     large = fit_coded(table, 3000 * 32 // 8, weights, classes=3)
     assert large.shape.decoders == 2
     shared = fit_coded(table, 3000 * 32 // 8, weights, classes=3, decoders=1)
     assert shared.shape.decoders == 1
     assert relative_error(table, rebuilt(large)) < 0.8 * relative_error(table, rebuilt(shared))
-    table, weights = low_rank_bands(150)
+    table, weights = low_rank_classes(150)
     assert fit_coded(table, 150 * 32 // 8, weights, classes=3).shape.decoders == 1
 
 
@@ -215,10 +216,10 @@ def test_progress_counts_the_rows() -> None:
         ({"sample_weight": -torch.ones(30)}, "not negative"),
         ({"sample_weight": torch.zeros(30)}, "positive, finite sum"),
         ({"sample_weight": torch.full((30,), torch.nan)}, "must be finite"),
-        ({"metric": torch.eye(5)}, r"positive definite matrix of shape \(6, 6\)"),
-        ({"metric": torch.zeros(6, 6)}, "positive definite"),
-        ({"metric": torch.full((6, 6), torch.nan)}, "positive definite"),
-        ({"metric": torch.eye(6) + torch.eye(6).roll(1, 0).triu()}, "symmetric"),
+        ({"sensitivity": torch.eye(5)}, r"positive definite matrix of shape \(6, 6\)"),
+        ({"sensitivity": torch.zeros(6, 6)}, "positive definite"),
+        ({"sensitivity": torch.full((6, 6), torch.nan)}, "positive definite"),
+        ({"sensitivity": torch.eye(6) + torch.eye(6).roll(1, 0).triu()}, "symmetric"),
         ({"classes": 0}, "have 1 to 256 classes, not 0"),
         ({"classes": 257}, "have 1 to 256 classes, not 257"),
         ({"classes": 4, "decoders": 5}, "4 classes have 1 to 4 decoders, not 5"),
@@ -234,7 +235,7 @@ def test_what_cannot_be_coded_is_one_clear_error(changes: dict[str, object], mes
 def test_coded_clusters_by_hand() -> None:
     table = torch.tensor([[127.0, 0.0], [0.0, 7.0], [64.0, 0.0], [-3.0, 0.0], [0.0, -2.0]])
     labels, bases = torch.tensor([0, 1, 0, 0, 1]), torch.eye(2).unsqueeze(1)
-    coded = code_clusters(table, labels, bases, None, [1, 1], "int8")
+    coded = code_clusters(table, labels, bases=bases, means=None, ranks=[1, 1], codes="int8")
     # A basis entry of 1 is 127 steps of 1 / 127 in half precision; a step of the coefficients is 1 / 127 of the largest,
     # half a sixteenth of an octave wider, in bfloat16.
     one = 127 * float(torch.tensor(1 / 127).half())
@@ -250,7 +251,7 @@ def test_coded_clusters_by_hand() -> None:
     assert float(found.abs().sum()) == pytest.approx(sum(float(found[place].abs()) for place in places))
 
     # Four bits: seven steps to either side, a nibble a coefficient.
-    narrow = code_clusters(table, labels, bases, None, [1, 1], "int4")
+    narrow = code_clusters(table, labels, bases=bases, means=None, ranks=[1, 1], codes="int4")
     assert narrow.stored["weight"].tolist() == [(8 + code) << 4 for code in (7, 3, 0, 7, -2)]
 
 
@@ -262,7 +263,7 @@ def test_coded_clusters_are_near_the_projections(affine: bool, codes: str, bound
     labels[labels == 2] = 2
     bases = torch.linalg.qr(gaussian(3, d, 5, seed=1))[0].mT.contiguous()
     means = torch.stack([table[labels == cluster].mean(0) for cluster in range(3)]) if affine else None
-    coded = code_clusters(table, labels, bases.clone(), means, ranks, codes)
+    coded = code_clusters(table, labels, bases=bases, means=means, ranks=ranks, codes=codes)
     exact = torch.empty(300, d)
     for cluster, rank in enumerate(ranks):
         rows, basis = table[labels == cluster], bases[cluster, :rank]
@@ -276,14 +277,14 @@ def test_coded_clusters_are_near_the_projections(affine: bool, codes: str, bound
     assert torch.equal(coded.classes, labels)
     kinds = unpack_nibbles(coded.stored["kinds"], 5)
     assert (kinds != NONE).sum(1).tolist() == ranks
-    assert bool(kinds.max() == INT8) == (codes == "int8")
+    assert bool(kinds.max() == NUMBER_OF["int8"]) == (codes == "int8")
 
 
 def test_an_empty_cluster_and_one_of_zeros_are_coded() -> None:
     table = torch.cat([gaussian(10, 4), torch.zeros(10, 4)])
     labels = torch.tensor([0] * 10 + [2] * 10)
     bases = torch.linalg.qr(gaussian(3, 4, 3, seed=1))[0].mT.contiguous()
-    found = rebuilt(code_clusters(table, labels, bases, None, [3, 3, 3], "int8"))
+    found = rebuilt(code_clusters(table, labels, bases=bases, means=None, ranks=[3, 3, 3], codes="int8"))
     assert not found[10:].any()
     exact = table[:10] @ bases[0].T @ bases[0]
     assert relative_error(exact, found[:10]) < 1e-3
@@ -292,7 +293,38 @@ def test_an_empty_cluster_and_one_of_zeros_are_coded() -> None:
 def test_more_clusters_than_a_byte_can_number_are_refused() -> None:
     count = MOST_CLASSES + 1
     with pytest.raises(ProjclustError, match="at most 256 clusters, not 257"):
-        code_clusters(gaussian(300, 3), torch.arange(300) % count, torch.ones(count, 1, 3), None, [1] * count, "int8")
+        code_clusters(
+            gaussian(300, 3),
+            torch.arange(300) % count,
+            bases=torch.ones(count, 1, 3),
+            means=None,
+            ranks=[1] * count,
+            codes="int8",
+        )
+
+
+@pytest.mark.parametrize("codes", [codes for codes in Codes if codes.bits])
+def test_every_integer_of_the_options_is_a_kind_of_code(codes: Codes) -> None:
+    kind = KINDS[NUMBER_OF[codes]]
+    assert (kind.name, kind.bits, kind.values) == (codes, codes.bits, 1)
+    table, bases = gaussian(50, 4), torch.eye(4).unsqueeze(0)
+    coded = code_clusters(table, torch.zeros(50), bases=bases, means=None, ranks=[4], codes=codes)
+    assert coded.row_bytes == [(4 * kind.bits + 7) // 8]
+    # Uniform errors of a step of the largest entries.
+    step = table.abs().amax(0) / (2 ** (kind.bits - 1) - 1)
+    assert bool(((rebuilt(coded) - table).abs() <= 0.6 * step).all())
+
+
+@pytest.mark.parametrize("codes", ["auto", "float16", "int7"])
+def test_clusters_are_coded_in_integers(codes: str) -> None:
+    with pytest.raises(ProjclustError, match=codes):
+        code_clusters(gaussian(5, 2), torch.zeros(5), bases=torch.eye(2)[None], means=None, ranks=[2], codes=codes)
+
+
+def test_bases_beyond_the_ranks_are_left_alone() -> None:
+    bases = torch.eye(3).unsqueeze(0)
+    code_clusters(gaussian(5, 3), torch.zeros(5), bases=bases, means=None, ranks=[2], codes="int8")
+    assert torch.equal(bases[0], torch.eye(3))
 
 
 def test_real_rows_in_two_bits(minilm_table: Tensor) -> None:

@@ -15,7 +15,7 @@ def test_a_mixed_row_by_hand() -> None:
     assert layout.kinds == [1, 1, 3, 3, 8]
     assert layout.byte.tolist() == [0, 0, 0, 0, 0]
     assert layout.shift.tolist() == [15, 15, 14, 13, 5]  # they end with the 1st, 1st, 2nd, 3rd and 11th bit of 16
-    assert layout.table.tolist() == [1, 2, FIRST_TABLE[3], FIRST_TABLE[3], FIRST_TABLE[8]]
+    assert layout.entry.tolist() == [256 * table for table in (1, 2, FIRST_TABLE[3], FIRST_TABLE[3], FIRST_TABLE[8])]
     assert layout.row_bytes == 2
 
 

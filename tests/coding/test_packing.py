@@ -12,17 +12,17 @@ def test_nibbles_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8])
-def test_nibbles_come_back(count: int) -> None:
-    values = torch.randint(0, 16, (5, count), generator=torch.Generator().manual_seed(0))
+def test_nibbles_come_back(count: int, device: torch.device) -> None:
+    values = torch.randint(0, 16, (5, count), generator=torch.Generator().manual_seed(0)).to(device)
     packed = pack_nibbles(values)
     assert packed.shape == (5, (count + 1) // 2)
     assert packed.dtype == torch.uint8
     assert torch.equal(unpack_nibbles(packed, count).long(), values)
 
 
-def test_steps_by_hand() -> None:
+def test_steps_by_hand(device: torch.device) -> None:
     # 101, 1, 11111111, and zeros to the end of the byte; the higher bits of a state are those of earlier steps.
-    states = torch.tensor([[0b11111101, 0b11111011, 0xFF], [0b010, 0, 0x0F]], dtype=torch.uint8)
+    states = torch.tensor([[0b11111101, 0b11111011, 0xFF], [0b010, 0, 0x0F]], dtype=torch.uint8, device=device)
     assert pack_steps(states, [3, 1, 8]).tolist() == [[0b10111111, 0b11110000], [0b01000000, 0b11110000]]
     assert pack_steps(states[:, :2], [4, 4]).tolist() == [[0b11011011], [0b00100000]]
     assert pack_steps(states[:, :0], []).shape == (2, 0)

@@ -9,7 +9,6 @@ from projclust import ProjclustError
 from projclust.coding.codebooks import KINDS
 from projclust.coding.packing import float_bits
 from projclust.coding.stored import (
-    CodedShape,
     SideTables,
     read_classes,
     read_side_tables,
@@ -18,6 +17,7 @@ from projclust.coding.stored import (
     stored_decoders,
     stored_means,
 )
+from projclust.shapes import CodedShape
 
 
 def random_tables(classes: int, rank: int, d: int, decoders: int, affine: bool, seed: int, size: float) -> SideTables:

@@ -18,7 +18,7 @@ def row_cost(values: Tensor, rows: Tensor, importance: Tensor) -> Tensor:
 
 def found_values(rows: Tensor, kinds: list[int], importance: Tensor) -> Tensor:
     packed = pack_steps(search(rows, kinds, importance), [KINDS[kind].bits for *_, kind in steps_of(kinds)])
-    return torch.tensor([decode_bits(bits_of(row), kinds) for row in packed])
+    return torch.tensor([decode_bits(bits_of(row), kinds) for row in packed], device=rows.device)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,14 @@ def found_values(rows: Tensor, kinds: list[int], importance: Tensor) -> Tensor:
         [2, 2, 9, 10, 11],  # scalar codes behind a trellis
     ],
 )
-def test_the_path_found_is_the_best_of_all_strings(kinds: list[int]) -> None:
+def test_the_path_found_is_the_best_of_all_strings(kinds: list[int], device: torch.device) -> None:
     count = sum(KINDS[kind].bits for *_, kind in steps_of(kinds))
     every = torch.tensor([decode_bits(f"{number:0{count}b}", kinds) for number in range(1 << count)])
     rows = gaussian(20, len(kinds)) * torch.tensor([40.0 if is_integer(kind) else 1.0 for kind in kinds])
     for importance in (torch.ones(len(kinds)), gaussian(len(kinds), seed=1).exp()):
         best = torch.stack([row_cost(every, row, importance).min() for row in rows])
-        own = row_cost(found_values(rows, kinds, importance), rows, importance)
+        found = found_values(rows.to(device), kinds, importance.to(device))
+        own = row_cost(found.cpu(), rows, importance)
         assert torch.allclose(own, best, rtol=1e-4, atol=1e-4)
 
 
@@ -65,8 +66,12 @@ def test_distortion_on_gaussian_samples_is_the_documented_one(kind: int) -> None
     assert error == pytest.approx(KINDS[kind].distortion, rel=0.1)
 
 
-def test_rows_do_not_depend_on_those_beside_them() -> None:
-    rows, kinds, ones = gaussian(600, 6), [1, 1, 2, 3, 4, 5], torch.ones(6)  # more than are searched at once
+def test_rows_do_not_depend_on_those_beside_them(device: torch.device) -> None:
+    rows, kinds, ones = (
+        gaussian(600, 6).to(device),
+        [1, 1, 2, 3, 4, 5],
+        torch.ones(6, device=device),
+    )  # more than are searched at once
     together = search(rows, kinds, ones)
     assert together.dtype == torch.uint8
     for row in (0, 255, 256, 599):

@@ -4,11 +4,11 @@ import pytest
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from projclust.checkpoints.load import load_tokenizer
 from projclust.glue.batches import EncodedRows, encode
+from projclust.glue.data import load_task
 from projclust.glue.settings import Settings
-from projclust.glue.tasks import load_task
 from projclust.glue.training import make_accelerator
-from projclust.hf.checkpoint import load_tokenizer
 
 
 @pytest.fixture

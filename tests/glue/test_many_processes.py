@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from projclust.glue.batches import encode
 from projclust.glue.settings import Settings
-from projclust.glue.tasks import load_task
+from projclust.glue.data import load_task
 from projclust.glue.training import logits, make_accelerator, score, train
-from projclust.hf.checkpoint import load_classifier, load_tokenizer
-from projclust.hf.compress import compress_model, unfreeze
+from projclust.checkpoints.load import load_classifier, load_tokenizer
+from projclust.hf.compression import compress_model, unfreeze
 folder, out, parts, coded = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
 torch.set_num_threads(1)
 settings = Settings(learning_rate=1e-2, gradient_accumulation=parts)

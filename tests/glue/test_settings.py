@@ -54,5 +54,5 @@ def test_mistakes_in_the_settings_of_a_task(text: str, message: str) -> None:
     ],
 )
 def test_impossible_settings_are_refused_by_the_name_of_their_flag(name: str, value: Any) -> None:
-    with pytest.raises(ProjclustError, match="--" + name.replace("_", "-")):
+    with pytest.raises(ProjclustError, match=f"`{name}`"):
         Settings(**{name: value})

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from projclust.errors import ProjclustError
-from projclust.glue.tasks import DEMO, GLUE, TASKS, load_task, parse_tasks
+from projclust.glue.data import load_task
+from projclust.glue.tasks import DEMO, GLUE, TASKS, parse_tasks
 
 
 def test_the_nine_tasks_have_their_official_metrics() -> None:

@@ -11,14 +11,15 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from projclust.checkpoints.load import load_classifier, load_tokenizer
 from projclust.errors import ProjclustError
 from projclust.glue import training
 from projclust.glue.batches import EncodedRows, encode
+from projclust.glue.data import Rows
 from projclust.glue.settings import Settings
-from projclust.glue.tasks import TASKS, Rows
+from projclust.glue.tasks import TASKS
 from projclust.glue.training import Diverged, check_batch_size, logits, make_accelerator, points, score, train
-from projclust.hf.checkpoint import load_classifier, load_tokenizer
-from projclust.hf.compress import compress_model
+from projclust.hf.compression import compress_model
 
 DEMO = TASKS["demo"]
 

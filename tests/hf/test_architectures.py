@@ -24,10 +24,9 @@ from tiny_models import (
 )
 
 from projclust import ProjClustConfig, ProjclustError, ProjectiveEmbedding, compress_model, unfreeze
-from projclust.clustering.ranks import Ranks
-from projclust.clustering.robust import Loss
-from projclust.modules import CodedTable, CompressedTable, FactorizedTable
-from projclust.modules.lookup import EmbeddingLookup
+from projclust.options import Loss, Ranks
+from projclust.tables import CodedTable, CompressedTable, FactorizedTable
+from projclust.tables.lookup import EmbeddingLookup
 
 ALL = sorted(BUILDERS)
 ADAPTIVE = ("bert", "gemma3", "gpt2", "t5")
@@ -377,28 +376,32 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     [
         ({"k": 3, "j": 16}, "less than the"),
         ({"k": 121, "j": 5}, "at least as many rows"),
-        ({"k": 3}, "exactly one of j, ratio and bits"),
-        ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of j, ratio and bits"),
-        ({"k": 3, "j": 5, "codes": "int3"}, "codes must be one of"),
-        ({"k": 3, "j": 5, "method": "magic"}, "unknown option"),
-        ({"k": 3, "j": 5, "ranks": "magic"}, "unknown option"),
-        ({"k": 3, "j": 5, "loss": "magic"}, "unknown option"),
+        ({"k": 3}, "exactly one of `j`, `ratio`, `bits` and `size`"),
+        ({"k": 3, "j": 5, "ratio": 0.4}, "exactly one of `j`, `ratio`, `bits` and `size`"),
+        ({"k": 3, "j": 5, "codes": "int3"}, "`codes` must be one of"),
+        ({"k": 3, "j": 5, "method": "magic"}, "`method` must be one of"),
+        ({"k": 3, "j": 5, "ranks": "magic"}, "`ranks` must be one of"),
+        ({"k": 3, "j": 5, "loss": "magic"}, "`loss` must be one of"),
         ({"k": 1, "j": 5, "ranks": "adaptive"}, "adaptive ranks are of several subspaces"),
         ({"k": 3, "j": 5, "ranks": "adaptive", "loss": "l1"}, "use loss l2"),
         ({"k": 3, "j": 5, "method": "random", "loss": "l1"}, "its loss must be l2"),
-        ({"bits": 6.0, "j": 5}, "exactly one of j, ratio and bits"),
-        ({"j": 5, "codes": "auto"}, "choose the ranks: give bits or ratio instead of j"),
-        ({"bits": 0.1, "metric": "none"}, "24 bytes are too few: beside any codes"),
-        ({"bits": -1.0}, "bits between 0 and 32"),
-        ({"bits": float("nan")}, "bits between 0 and 32"),
-        ({"bits": 6.0, "method": "svd"}, "codes auto are of method projective, not svd"),
-        ({"bits": 6.0, "metric": "magic"}, "metric must be one of none, model"),
+        ({"bits": 6.0, "j": 5}, "exactly one of `j`, `ratio`, `bits` and `size`"),
+        ({"j": 5, "codes": "auto"}, "choose ranks and codes themselves: drop `j`"),
+        ({"bits": 0.1, "metric": "none"}, "24 bytes are too few: at least"),
+        ({"bits": -1.0}, "`bits` must lie between 0 and 32"),
+        ({"bits": float("nan")}, "`bits` must lie between 0 and 32"),
+        ({"bits": 6.0, "method": "svd", "codes": "auto"}, "drop `method`"),
+        ({"bits": 6.0, "metric": "magic"}, "`sensitivity` must be one of none, model"),
         ({"bits": 6.0, "metric": "none", "sample_weight": [1.0]}, r"shape \(120,\)"),
         ({"bits": 6.0, "sample_weight": torch.ones(200)}, r"shape \(120,\)"),
         ({"bits": 6.0, "sample_weight": -torch.ones(120)}, "not negative"),
         ({"bits": 6.0, "sample_weight": torch.zeros(120)}, "positive, finite sum"),
-        ({"bits": 6.0, "affine": True}, "drop affine"),
-        ({"bits": 6.0, "loss": "l1"}, "drop affine"),
+        ({"bits": 6.0, "affine": True}, "drop `affine`"),
+        ({"bits": 6.0, "loss": "l1"}, "drop `loss`"),
+        ({"bits": 6.0, "k": 7}, "drop `k`"),
+        ({"bitz": 6.0}, "no option 'bitz'"),
+        ({"size": "4 elephants"}, "`size` takes bytes"),
+        ({"method": "pq", "bits": 6.0}, "a baseline that is measured, not stored"),
         ({"bits": 6.0, "k": 3, "codes": "int8", "ranks": "adaptive"}, "needs equal ranks"),
         ({"k": 3, "bits": 0.1, "codes": "int8"}, "too few"),
     ],
@@ -464,7 +467,7 @@ def test_the_size_of_a_coded_table_is_what_was_asked_for(tmp_path: Path) -> None
         ({"bits": 7.0, "k": 3, "codes": "int8"}, 1680),
         ({"bits": 7.0, "k": 2, "codes": "int4"}, 1680),
     ):
-        model = compress_model(tiny_model("bert"), metric="none", codes=options.pop("codes", "auto"), **options)  # type: ignore[arg-type]
+        model = compress_model(tiny_model("bert"), metric="none", codes=options.pop("codes", "auto"), **options)
         model.save_pretrained(tmp_path)
         stored = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if "word_embeddings" in name}
         taken = sum(tensor.nbytes for tensor in stored.values())

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from projclust.jobs.compress import CompressOptions, compress_checkpoint
-from projclust.jobs.expand import ExpandOptions, expand_checkpoint
+from projclust.jobs.compress import compress_checkpoint
+from projclust.jobs.expand import expand_checkpoint
+from projclust.jobs.options import CompressOptions, ExpandOptions
+from projclust.recipes.recipe import Recipe
 
 SENTENCES = ["A man is playing a guitar.", "The stock market fell sharply today.", "Zürich is a city in Switzerland."]
 
@@ -34,7 +36,7 @@ def factors(folder: Path) -> dict[str, Tensor]:
 def compressed_forms(minilm_forms: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("compressed")
     for form, folder in minilm_forms.items():
-        compress_checkpoint(CompressOptions(str(folder), j=40, restarts=1, output=str(root / form)))
+        compress_checkpoint(CompressOptions(str(folder), Recipe(j=40, restarts=1), output=str(root / form)))
     return {form: root / form for form in minilm_forms}
 
 
@@ -68,7 +70,7 @@ def test_pipelines_and_sentence_transformers_take_the_folder(
     extractor = hf.pipeline("feature-extraction", model=str(compressed_forms["distilbert"]))
     assert len(extractor(SENTENCES[0])[0][0]) == 384
     # From the package itself, whose sentence-transformers modules travel along.
-    compress_checkpoint(CompressOptions(str(minilm), ratio=0.4, restarts=1, output=str(tmp_path / "st")))
+    compress_checkpoint(CompressOptions(str(minilm), Recipe(ratio=0.4, restarts=1), output=str(tmp_path / "st")))
     encoder = SentenceTransformer(str(tmp_path / "st"), device="cpu")
     ours = encoder.encode(SENTENCES, convert_to_tensor=True, normalize_embeddings=True)
     dense = SentenceTransformer(str(minilm), device="cpu").encode(
@@ -96,7 +98,9 @@ def test_zero_shot_similarity_survives_forty_percent_off(minilm: Path, glue_dir:
 def test_coded_checkpoints_are_taken_by_pipelines_and_sentence_transformers(minilm: Path, tmp_path: Path) -> None:
     folder = tmp_path / "coded"
     compress_checkpoint(
-        CompressOptions(str(minilm), k=2, j=200, codes="int8", restarts=1, max_iter=3, output=str(folder))
+        CompressOptions(
+            str(minilm), Recipe.parse("projective:k=2:j=200:codes=int8:restarts=1:max_iter=3"), output=str(folder)
+        )
     )
     stored = load_file(folder / "model.safetensors")
     table = sum(tensor.nbytes for name, tensor in stored.items() if "word_embeddings." in name)

@@ -13,10 +13,18 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CODED, VOCABULARY, compressed_model, inputs_for, logits, tiny_model
 
 import projclust
-from projclust import CheckpointError, ProjClustConfig, ProjectiveEmbedding, ProjectiveLMHead, compress_model, unfreeze
-from projclust.coding.stored import CodedShape
-from projclust.modules import CodedEmbedding, CodedLMHead, CompressedTable
-from projclust.modules.lookup import EmbeddingLookup
+from projclust import (
+    CheckpointError,
+    ProjClustConfig,
+    ProjclustError,
+    ProjectiveEmbedding,
+    ProjectiveLMHead,
+    compress_model,
+    unfreeze,
+)
+from projclust.shapes import CodedShape, FactoredShape
+from projclust.tables import CodedEmbedding, CodedLMHead, CompressedTable
+from projclust.tables.lookup import EmbeddingLookup
 
 PREFIX = "bert.embeddings.word_embeddings."
 CODED_FOLDERS = ["coded_folder", "int8_folder", "int4_folder"]
@@ -68,11 +76,11 @@ def test_names_of_modules_are_not_stored(compressed_folder: Path, coded_folder: 
 
 def test_factors_take_the_old_weights_device_and_dtype() -> None:
     # Rule 2: on a model without data, nothing may be allocated.
-    from projclust.hf.swap import Shape, swap_embedding
+    from projclust.hf.swap import swap_embedding
 
     with torch.device("meta"):
         model = hf.BertModel(hf.BertConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    embedding = swap_embedding(model.to(torch.bfloat16), Shape(90, 16, 3, 5, True))
+    embedding = swap_embedding(model.to(torch.bfloat16), FactoredShape(90, 16, 3, 5, True))
     assert {(t.device.type, t.dtype) for t in embedding.parameters()} == {("meta", torch.bfloat16)}
     assert embedding.clusters.is_meta
     with torch.device("meta"):
@@ -350,21 +358,37 @@ def test_scaled_embeddings_keep_their_scale(name: str, options: dict[str, Any]) 
 
 def test_the_config_keeps_unknown_fields_and_round_trips() -> None:
     # Rule 9.
-    config = ProjClustConfig(n_clusters=3, rank=5, field_of_a_later_version=[1, 2])
+    plain = ProjClustConfig(n_clusters=3, rank=5).to_dict()
+    config = ProjClustConfig.from_dict({**plain, "field_of_a_later_version": [1, 2]})
     stored = json.loads(json.dumps(config.to_dict()))
     assert stored["field_of_a_later_version"] == [1, 2]
     assert stored["quant_method"] == "projclust"
     assert "dequantize" not in stored
     assert ProjClustConfig.from_dict(stored).to_dict() == stored
+    with pytest.raises(ProjclustError, match="no option 'bitz'"):  # a slip of the pen, where there is no file
+        ProjClustConfig(bitz=0.5)
+
+
+def test_a_config_in_bits_means_codes() -> None:
+    config = ProjClustConfig(bits=0.5)
+    assert (config.codes, config.bits) == ("auto", 0.5)
+    assert config.recipe.is_auto
+    assert (ProjClustConfig().n_clusters, ProjClustConfig().rank, ProjClustConfig().codes) == (5, 40, None)
+    with pytest.raises(ProjclustError, match="drop `j`"):
+        ProjClustConfig(rank=5, codes="auto")
+    with pytest.raises(ProjclustError, match="exactly one of"):
+        ProjClustConfig(rank=5, bits=0.5)
 
 
 def test_fields_of_later_options_are_stored_where_they_are_used() -> None:
     # A checkpoint of version 1 is what it was before there were any.
     plain = set(ProjClustConfig(3, 5).to_dict())
     assert not plain & {"ranks", "loss", "cluster_ranks", "cluster_sizes"}
-    assert set(ProjClustConfig(3, 5, ranks="adaptive", loss="l1").to_dict()) - plain == {"ranks", "loss"}
+    assert set(ProjClustConfig(3, 5, ranks="adaptive").to_dict()) - plain == {"ranks"}
+    assert set(ProjClustConfig(3, 5, loss="l1").to_dict()) - plain == {"loss"}
     config = ProjClustConfig(3, 5, ranks="adaptive")
-    config.set_table(9, 16, [4, 5, 6], [2, 3, 4])
+    shape = FactoredShape(9, 16, k=3, j=5, ranks=(4, 5, 6), sizes=(2, 3, 4))
+    config = config.of_table(config.recipe, shape, {})
     stored = json.loads(json.dumps(config.to_dict()))
     assert (stored["version"], stored["cluster_ranks"], stored["cluster_sizes"]) == (2, [4, 5, 6], [2, 3, 4])
     assert ProjClustConfig.from_dict(stored).to_dict() == stored
@@ -378,7 +402,7 @@ def test_fields_of_coded_tables_are_stored_where_they_are_used(coded_folder: Pat
         assert set(stored["coding"]) == {"decoders", "decoder_bits", "coded", "code_bytes"}
         assert ("bits" in stored) == ("metric" in stored) == (folder is coded_folder)
         config = ProjClustConfig.from_dict(stored)
-        config.check_shapes()
+        assert config.stored_shape().d == 16
         assert config.to_dict() == stored
 
 

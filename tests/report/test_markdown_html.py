@@ -9,8 +9,8 @@ from results_samples import diverged, make_row, many_rows
 
 from projclust.report.html import html_report
 from projclust.report.markdown import markdown_report
-from projclust.report.results import Row
-from projclust.report.statistics import summarize
+from projclust.results.rows import Row
+from projclust.results.summary import summarize
 
 PNG = b"\x89PNG not really"
 

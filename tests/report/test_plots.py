@@ -9,9 +9,9 @@ from results_samples import DENSE_BYTES, diverged, make_row, many_rows
 
 from projclust.report.accuracy_plots import Panel, Point, drop_panels, error_panels, plot_drops, plot_errors
 from projclust.report.plots import plot_fit
-from projclust.report.results import Row
-from projclust.report.statistics import Summary, summarize
 from projclust.report.write import write_report
+from projclust.results.rows import Row
+from projclust.results.summary import Summary, summarize
 
 
 def summary(rows: list[Row]) -> Summary:

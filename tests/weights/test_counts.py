@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from projclust import ProjclustError
-from projclust.weights import read_counts
+from projclust.weights.counts import read_counts
 
 VOCABULARY = {"the": 0, "cat": 1, "\t": 2}
 

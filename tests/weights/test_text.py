@@ -6,7 +6,7 @@ import torch
 from weights.tiny_tokenizers import byte_level, sentencepiece, wordpiece
 
 from projclust import ProjclustError
-from projclust.weights import text_frequencies
+from projclust.weights.text import text_frequencies
 
 WORDS = wordpiece("the", "cat", "##s", "dog")  # rows 5 to 8
 

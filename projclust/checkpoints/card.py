@@ -1,0 +1,279 @@
+"""The model card (README.md) of the folders projclust writes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from projclust.errors import CheckpointError
+
+CARD_FILE = "README.md"
+
+_PAPER = "https://arxiv.org/abs/2010.04290"
+_INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
+
+
+def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> str:
+    """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper."""
+    heading = f"{_short_name(report['model'])}, embedding compressed by projclust"
+    auto = report["codes"] == "auto"  # the paper's rate says little of such codes
+    rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report['compression_rate']:.2%}")]
+    rows = [
+        ("table", f"{report['n']:,} rows x {report['d']} columns"),
+        ("method", _method_line(report)),
+        ("parameters", f"{report['params_dense']:,} -> {report['params_stored']:,}" + " that have a code" * auto),
+        *rate,
+        ("bytes of the embedding in the file", f"{report['bytes_dense']:,} -> {report['bytes_stored']:,}"),
+        ("bytes of all weights", f"{report['model_bytes_dense']:,} -> {report['model_bytes_stored']:,}"),
+        ("stored bits per original weight", f"{report['bits_per_weight']:.2f} ({report['codes']})"),
+        ("relative squared error", f"{report['relative_error']:.4f}"),
+        (
+            f"SVD of equal size ({report['same_size_svd']['codes']}) would have",
+            f"{report['same_size_svd']['weighted_relative_error']:.4f}",
+        ),
+    ]
+    if report["weights"] != "uniform":
+        rows[-1:-1] = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+    dense = "".join(
+        f"\n`{part['name']}` ({part['bytes']:,} bytes) stays dense: {part['reason']}.\n"
+        for part in report["dense_parts"]
+    )
+    return f"""{_front_matter(report["model"], source, "quantized")}
+# {heading}
+
+{_what_was_done(report)}
+No other weight was changed, and nothing was trained.
+
+{table}
+{dense}
+The error says how close the table is to the original one, not how accurate the model is on a task: measure that
+before use.
+
+## Load it
+
+```python
+import projclust  # pip install projclust
+from transformers import AutoTokenizer, {model_class}
+
+model = {model_class}.from_pretrained("path/or/repo")
+tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
+```
+
+`projclust expand path/or/repo -o dense` writes a stock checkpoint that needs no projclust.
+
+## Source
+
+[Deep Learning Meets Projective Clustering]({_PAPER}), Maalouf, Lang, Rus and Feldman, ICLR 2021.
+Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure,
+projclust_options.yaml the options to make it again.
+"""
+
+
+def expanded_card(model: str, source: Path) -> str:
+    """The card of a checkpoint that was made dense again."""
+    return f"""{_front_matter(None, source, None)}
+# {_short_name(model)}, expanded
+
+A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
+dense again, with the compression's approximation in it. It needs no projclust to load.
+"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric on the validation rows of a GLUE task.
+
+    Attributes:
+        task: as nyu-mll/glue names its configuration.
+        metric: as results.json names it.
+        mean: the mean over seeds, a fraction of 1.
+        standard_error: the standard error of that mean; None for one seed.
+        seeds: how many there were.
+        validation_rows: how many rows were scored, over all validation splits of the task.
+        limit: the most rows of each split that were used; None for all.
+        fine_tuned: whether the checkpoint was first fine-tuned on the task.
+    """
+
+    task: str
+    metric: str
+    mean: float
+    standard_error: float | None
+    seeds: int
+    validation_rows: int
+    limit: int | None
+    fine_tuned: bool
+
+
+# By the name in results.json: the Hub's name of the metric, ours, and the split.
+_METRICS = {
+    "matthews_correlation": ("matthews_correlation", "Matthews correlation", "validation"),
+    "accuracy": ("accuracy", "accuracy", "validation"),
+    "accuracy_matched": ("accuracy", "accuracy, matched", "validation_matched"),
+    "accuracy_mismatched": ("accuracy", "accuracy, mismatched", "validation_mismatched"),
+    "f1": ("f1", "F1", "validation"),
+    "pearson": ("pearson", "Pearson correlation", "validation"),
+    "spearmanr": ("spearmanr", "Spearman correlation", "validation"),
+}
+_MEASURED_BY = "(projclust glue-eval)"  # ends the names of our results, so that they are found again
+_BEGIN, _END = "<!-- projclust glue-eval: begin -->", "<!-- projclust glue-eval: end -->"
+
+
+def measured_card(card: str, name: str, measurements: Sequence[Measurement]) -> str:
+    """A card with measured accuracy, in its metadata (model-index) and as a section, in place of what was measured
+    before; the rest stays as it is.
+
+    Args:
+        card: the text of README.md; may be empty.
+        name: what to call the model where the metadata has no name.
+
+    Raises:
+        CheckpointError: the metadata is no YAML mapping, or its model-index is damaged.
+    """
+    head = re.match(r"---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL | re.MULTILINE)
+    body = card[head.end() :] if head else card
+    section = _section(measurements)
+    earlier = re.compile(f"{re.escape(_BEGIN)}(?:(?!{re.escape(_BEGIN)}).)*?{re.escape(_END)}", re.DOTALL)
+    body, found = earlier.subn(lambda _: section, body, count=1)
+    if not found:
+        body = f"{body.rstrip()}\n\n{section}\n"
+    return f"---\n{_with_results(head.group(1) if head else '', name, measurements)}---\n{body}"
+
+
+def _with_results(front_matter: str, name: str, measurements: Sequence[Measurement]) -> str:
+    """The YAML with our evaluation results in its model-index, beside those of others."""
+    try:
+        metadata = yaml.safe_load(front_matter) or {}
+        index = metadata.pop("model-index", None)
+        name, known = model_index_to_eval_results(index) if index else (name, [])
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"the metadata of {CARD_FILE} is damaged: {' '.join(str(error).split())}") from None
+    others = [result for result in known if not str(result.metric_name).endswith(_MEASURED_BY)]
+    index = eval_results_to_model_index(name, [*others, *map(_eval_result, measurements)])
+    block = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    # The other lines are kept as they are, comments too, unless the index is written in a way not foreseen here.
+    rest = re.sub(r"^model-index:.*\n(?:(?:[ \t-].*)?\n)*", "", front_matter, flags=re.MULTILINE)
+    try:
+        if yaml.safe_load(rest + block) == {**metadata, "model-index": index}:
+            return rest + block
+    except yaml.YAMLError:
+        pass
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True) + block
+
+
+def _eval_result(measurement: Measurement) -> EvalResult:
+    kind, name, split = _METRICS[measurement.metric]
+    seeds = "1 seed" if measurement.seeds == 1 else f"mean of {measurement.seeds} seeds"
+    limit = "" if measurement.limit is None else f", limited to {measurement.limit:,} rows of a split"
+    return EvalResult(
+        task_type="text-classification",
+        dataset_type="nyu-mll/glue",
+        dataset_name=f"GLUE {measurement.task.upper()}",
+        dataset_config=measurement.task,
+        dataset_split=split,
+        metric_type=kind,
+        metric_value=round(measurement.mean, 4),
+        metric_name=f"{name}, {seeds}, {measurement.validation_rows:,} validation rows{limit}, "
+        f"{_training(measurement)} {_MEASURED_BY}",
+    )
+
+
+def _training(measurement: Measurement) -> str:
+    return "after fine-tuning on the task" if measurement.fine_tuned else "without fine-tuning"
+
+
+def _section(measurements: Sequence[Measurement]) -> str:
+    lines = []
+    for measurement in measurements:
+        task = measurement.task.upper()
+        if measurement.limit is not None:
+            task += f" (limited to {measurement.limit:,} rows of a split)"
+        error = "" if measurement.standard_error is None else f" ± {measurement.standard_error:.4f}"
+        lines.append(
+            f"| {task} | {_METRICS[measurement.metric][1]} | {measurement.mean:.4f}{error} | "
+            f"{measurement.seeds} | {measurement.validation_rows:,} | {_training(measurement)} |"
+        )
+    table = "\n".join(lines)
+    return f"""{_BEGIN}
+## Measured accuracy
+
+By `projclust glue-eval`, on validation rows of GLUE: the mean over seeds ± its standard error, without the error where
+there is one seed. Figures after fine-tuning are of copies fine-tuned on the task, not of the weights in this folder.
+
+| task | metric | value | seeds | validation rows | measured |
+| --- | --- | --- | --- | --- | --- |
+{table}
+
+{_END}"""
+
+
+def _front_matter(base_model: str | None, source: Path, relation: str | None) -> str:
+    inherited = _source_metadata(source)
+    fields = {name: inherited[name] for name in _INHERITED if inherited.get(name) is not None}
+    if base_model is not None and not Path(base_model).exists():  # a Hub id; a local path would mean nothing there
+        fields |= {"base_model": base_model, "base_model_relation": relation}
+    data = ModelCardData(library_name="transformers", tags=["projclust"], **fields)
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _source_metadata(source: Path) -> dict[str, Any]:
+    """The metadata of the source's own card; a card that cannot be read has none."""
+    try:
+        return ModelCard.load(source / "README.md").data.to_dict()
+    except Exception:  # no card, or YAML of any kind of damage: nothing of ours depends on it
+        return {}
+
+
+def _what_was_done(report: dict[str, Any]) -> str:
+    model = _linked(report["model"])
+    if report["codes"] == "auto":
+        by = "length" if report["weights"] == "uniform" else "how much they matter"
+        return (
+            f"The word embedding of {model} was coded: its rows were classed by {by} into {report['k']} classes, and\n"
+            f"each coordinate of a class got as many bits as it deserves, {min(report['row_bytes'])} to "
+            f"{max(report['row_bytes'])} bytes a row."
+        )
+    return (
+        f"The word embedding of {model} was factorised: each row lies in one of {report['k']} subspaces of\n"
+        f"{_dimensions(report['ranks'])} coordinates there."
+    )
+
+
+def _dimensions(ranks: list[int]) -> str:
+    least, most = min(ranks), max(ranks)
+    if least == most:
+        return f"dimension {most} and is stored as its {most}"
+    return f"dimensions {least} to {most} and is stored as its"
+
+
+def _method_line(report: dict[str, Any]) -> str:
+    if report["codes"] == "auto":
+        metric = "by the model's gradients" if report["metric"] == "model" else "as they are"
+        weights = report["weights"]
+        if report["weights_exponent"] is not None:
+            weights += f" (to the power {report['weights_exponent']:g})"
+        return f"projclust codes auto, errors measured {metric}, row weights {weights}, seed {report['seed']}"
+    kind = "affine" if report["affine"] else "linear"
+    least, most = min(report["ranks"]), max(report["ranks"])
+    rank = f"rank j={report['j']}" if least == most else f"adaptive ranks {least} to {most} (budget of j={report['j']})"
+    line = {
+        "projective": f"projective clustering, k={report['k']} {kind} subspaces of {rank}",
+        "svd": f"truncated SVD of rank {report['j']}",
+        "random": f"random partition (a control), k={report['k']} groups, rank j={report['j']}",
+    }[report["method"]]
+    if report["loss"] != "l2":
+        line += f", loss {report['loss']}"
+    return f"{line}, row weights {report['weights']}, seed {report['seed']}"
+
+
+def _short_name(model: str) -> str:
+    return Path(model).name or model
+
+
+def _linked(model: str) -> str:
+    return f"`{_short_name(model)}`" if Path(model).exists() else f"[{model}](https://huggingface.co/{model})"

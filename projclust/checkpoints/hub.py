@@ -1,0 +1,237 @@
+"""Model repositories on the Hub: whether one may push there, which files of a folder go, and the push itself."""
+
+import contextlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import logging
+
+import projclust
+from projclust.checkpoints.source import CONFIG, one_line
+from projclust.errors import ProjclustError, ServiceError
+
+# What a loader would take in place of, or beside, the weights just pushed.
+_WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+_PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+
+# httpx's, which from huggingface_hub 2 on is another package.
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+
+# The statuses 4xx that are not the user's fault: timeouts, a commit that came in between, rate limits.
+_WORTH_ANOTHER_TRY = (408, 409, 412, 423, 425, 429)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push left on the Hub.
+
+    Attributes:
+        url: the repository's address.
+        private: whether the repository is.
+        commit: its newest commit.
+        changed: whether this push made that commit; False when every file was there already.
+    """
+
+    url: str
+    private: bool
+    commit: str
+    changed: bool
+
+
+def repo_url(repo: str) -> str:
+    """The address of a repository.
+
+    Raises:
+        ProjclustError: `repo` is not of the form user/name.
+    """
+    try:
+        if repo.count("/") != 1:
+            raise HFValidationError
+        huggingface_hub.hf_hub_url(repo, CONFIG)  # for its check of the id
+    except HFValidationError:
+        raise ProjclustError(
+            f"{repo!r} names no repository: give user/name, of letters, digits, '-', '_' and '.'"
+        ) from None
+    return f"{HfApi().endpoint}/{repo}"
+
+
+def check_can_push(repo: str) -> None:
+    """Ask the Hub whether the user's token is valid and may write; whether to `repo`, only the push itself shows.
+
+    Raises:
+        ProjclustError: `repo` is not of the form user/name; there is no token, or it is not valid or may only read.
+        ServiceError: the Hub cannot be reached or fails.
+    """
+    repo_url(repo)
+    try:
+        with _in_one_sentence(repo):
+            identity = _identity(_client(repo))
+    except ServiceError as error:
+        raise ServiceError(f"{error}; nothing was done yet: run the same command again later") from error
+    access = (identity.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise ProjclustError(f"the token may only read: pushing to {repo} needs one with write access")
+
+
+def _identity(api: HfApi) -> dict[str, Any]:
+    """Whose the token is.
+
+    Raises:
+        ProjclustError: nobody's.
+    """
+    try:
+        return api.whoami()
+    except HfHubHTTPError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        raise ProjclustError(
+            "the Hub does not know the token: set HF_TOKEN to a valid one, or run `hf auth login` again"
+        ) from error
+
+
+def files_to_push(folder: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that go to the Hub, and the pickles that do not, by their paths inside it.
+
+    Hidden files and folders are in neither.
+
+    Raises:
+        ProjclustError: a link leads out of the folder or is broken, or there is something that is not a file.
+    """
+    root = folder.resolve()
+    files: list[str] = []
+    pickles: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        name = "/".join(parts)
+        if any(part.startswith(".") for part in parts):
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise ProjclustError(f"{folder} holds the link {name}, which leads out of it: put the file itself there")
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file():
+            raise ProjclustError(f"{folder} holds {name}, which is neither a file nor a link to one: remove it")
+        (pickles if path.suffix.lower() in _PICKLES else files).append(name)
+    return files, pickles
+
+
+def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], None]) -> Pushed:
+    """Make `repo` hold the files of a folder, in one commit; the repository is created when there is none.
+
+    Weight files that `repo` has and the folder has not are removed, for a loader could prefer them. Every other file
+    that only `repo` has stays.
+
+    Args:
+        folder: what to push, but for its hidden files and pickles.
+        repo: user/name.
+        private: whether a repository that is created shall be private; False leaves it to the owner's settings.
+        warn: told what the user should know.
+
+    Raises:
+        ProjclustError: the Hub refuses, or `repo` is public and `private` asks for another.
+        ServiceError: the Hub or the network failed. The repository is as it was, and what is uploaded already need not
+            be again.
+    """
+    url = repo_url(repo)
+    names, _ = files_to_push(folder)
+    with _in_one_sentence(repo), _client_warnings(warn):
+        api = _client(repo)
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        before = api.model_info(repo)
+        if private and not before.private:
+            raise ProjclustError(f"{repo} exists and is public: make it private in its settings, or drop --private")
+        if before.private and not private:
+            warn(f"{repo} is private: its settings on the Hub can make it public")
+        stored = {sibling.rfilename for sibling in before.siblings or []}
+        stale = sorted(name for name in stored.difference(names) if _WEIGHT_FILES.fullmatch(name))
+        # Not upload_folder: on a slow line it makes several commits, and between them the shards fit no index.
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationDelete(name, is_folder=False) for name in stale),
+                *(CommitOperationAdd(name, folder / name) for name in names),
+            ],
+            commit_message=f"Push with projclust {projclust.__version__}",
+        )
+    return Pushed(url, bool(before.private), commit.oid, commit.oid != before.sha)
+
+
+def _client(repo: str) -> HfApi:
+    """A client with the user's token.
+
+    Raises:
+        ProjclustError: there is none, or what there is cannot be one.
+    """
+    token = huggingface_hub.get_token()
+    if token is None:
+        raise ProjclustError(f"pushing to {repo} needs a token with write access: set HF_TOKEN or run `hf auth login`")
+    if not re.fullmatch("[!-~]+", token):  # the client would show it in its complaint
+        raise ProjclustError("the token has characters that no token has: set HF_TOKEN or run `hf auth login` again")
+    return HfApi(token=token, library_name="projclust", library_version=projclust.__version__)
+
+
+@contextlib.contextmanager
+def _client_warnings(warn: Callable[[str], None]) -> Iterator[None]:
+    """Pass on what the client warns about, such as a card without metadata, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(" ".join(str(warning.message).split()) for warning in caught):
+        warn(text)
+
+
+@contextlib.contextmanager
+def _in_one_sentence(repo: str) -> Iterator[None]:
+    """Turn what the Hub client raises into an error of ours.
+
+    Raises:
+        ProjclustError: for what the user can mend.
+        ServiceError: for what another try may.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would log each of its tries
+    try:
+        yield
+    except ProjclustError:
+        raise
+    except (OSError, RuntimeError, ValueError, _HTTP_ERROR) as error:
+        raise _our_error(error, repo) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def _our_error(error: Exception, repo: str) -> ProjclustError:
+    cause = error
+    while isinstance(cause.__cause__, Exception) and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if isinstance(cause, OfflineModeIsEnabled):
+        return ProjclustError(f"HF_HUB_OFFLINE is set: unset it to push to {repo}")
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return ProjclustError(f"cannot read {cause.filename}: {cause.strerror}")
+    if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+        return ProjclustError(f"the Hub does not take the push to {repo}: {one_line(error)}")
+    forbidden = f"the token may not write to {repo}: use one with write access to {repo.partition('/')[0]}"
+    # hf_xet has a class for some refusals, and for others only a text.
+    if isinstance(cause, PermissionError) or re.search(r"\((401 Unauthorized|403 Forbidden)\)", str(cause)):
+        return ProjclustError(forbidden)
+    if not isinstance(cause, HfHubHTTPError):
+        return ServiceError(f"the Hub or the network failed: {one_line(cause)}")
+    status = cause.response.status_code
+    reason = " ".join((cause.server_message or "").split())[:300] or f"HTTP status {status}"
+    # While files are uploaded, which the client reports so, 403 is the storage's answer to a link that has expired.
+    uploading = isinstance(error, RuntimeError)
+    if status >= 500 or status in _WORTH_ANOTHER_TRY or uploading:
+        return ServiceError(f"the Hub failed: {reason}")
+    if status in (401, 403, 404):
+        return ProjclustError(f"{forbidden} ({reason})")
+    return ProjclustError(f"the Hub does not take the push to {repo}: {reason}")

@@ -1,0 +1,211 @@
+"""Loading models and tokenizers from checkpoint folders: only safetensors weights, never code from a checkpoint."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from projclust.checkpoints.source import CONFIG, WEIGHTS, one_line, quantization_method, read_json
+from projclust.checkpoints.tensors import read_headers, weight_files
+from projclust.errors import CheckpointError, ProjclustError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory.
+
+    Attributes:
+        model: the model, in its own class and dtype.
+        missing: the parameters that the checkpoint lacks, newly initialised.
+        extra: the tensors of the checkpoint that the class does not have, such as BERT's pooler beside a masked-LM
+            head; `save_checkpoint` writes them again.
+        lost: the names of such tensors that transformers renamed in a way not followed here.
+    """
+
+    model: PreTrainedModel
+    missing: list[str]
+    extra: dict[str, Tensor]
+    lost: list[str]
+
+
+def load_checkpoint(folder: Path) -> Loaded:
+    """Load a dense or compressed checkpoint, in the class that fits its tensors best.
+
+    That is the one config.json names or, where that one leaves more tensors over or uninitialised, the model without a
+    head: sentence encoders often name the class they were made from.
+
+    Raises:
+        CheckpointError: it is damaged, foreign or newer than this projclust; one sentence says which.
+        ProjclustError: transformers does not know the model.
+    """
+    config = read_json(folder / CONFIG)
+    files = weight_files(folder)
+    read_headers(files)
+    _refuse_pickled_modules(folder)
+    kind = model_class(config)
+    loaded = _load_as(kind, folder, files)
+    if (loaded.missing or loaded.extra) and kind is not transformers.AutoModel:
+        try:
+            bare = _load_as(transformers.AutoModel, folder, files)
+        except ProjclustError:  # not every model has a class without a head
+            bare = loaded
+        if len(bare.missing) + len(bare.extra) < len(loaded.missing) + len(loaded.extra):
+            loaded = bare
+    if loaded.missing and quantization_method(config) == "projclust":
+        raise CheckpointError(f"{folder} is damaged: {loaded.missing[0]} is missing")
+    return loaded
+
+
+def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Loaded:
+    model, info = _from_pretrained(kind, kind.__name__, folder)
+    if info["mismatched_keys"]:
+        raise CheckpointError(f"{folder} is damaged: {_names(info)[0]} has another shape than config.json asks for")
+    unexpected, extra = set(info["unexpected_keys"]), {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, safe_open is no mapping
+                # The old names of a layer norm's parameters, which transformers replaces while loading.
+                current = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+                if current in unexpected or name in unexpected:
+                    extra[current] = tensors.get_tensor(name)
+    lost = sorted(unexpected - set(extra))
+    return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())), lost)
+
+
+def _from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model, and what transformers tells of the load: also of tensors that have another shape.
+
+    Raises:
+        CheckpointError: it cannot be loaded as `what`.
+    """
+    try:
+        model, info = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except ProjclustError:
+        raise
+    except Exception as error:  # a damaged config or header can make transformers raise nearly anything
+        raise CheckpointError(f"{folder} cannot be loaded as {what}: {one_line(error)}") from error
+    return model, info
+
+
+def _names(info: dict[str, Any]) -> list[str]:
+    """The names of the tensors whose shape is not the model's."""
+    return sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
+
+
+def _refuse_pickled_modules(folder: Path) -> None:
+    """Refuse a sentence-transformers model one of whose own layers is not in safetensors, for it would be lost."""
+    for path in sorted(folder.glob("[0-9]_*/config.json")):
+        if "in_features" in read_json(path) and not (path.parent / WEIGHTS).is_file():
+            raise CheckpointError(f"the module {path.parent.name} has no safetensors weights: convert it first")
+
+
+def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
+    """The transformers class that config.json names, so that heads are kept; AutoModel when it names none.
+
+    Raises:
+        ProjclustError: transformers has no such class.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        return transformers.AutoModel
+    found = getattr(transformers, str(names[0]), None) if re.fullmatch(r"\w+", str(names[0])) else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ProjclustError(f"transformers {transformers.__version__} has no model class {str(names[0])[:80]!r}")
+    return found
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A checkpoint loaded as a sequence classifier, in float32.
+
+    Attributes:
+        model: the classifier.
+        head_is_stored: whether the checkpoint holds a head for just these labels. Otherwise the head is newly
+            initialised or, where it has as many labels of other names, only a place to start training from.
+    """
+
+    model: PreTrainedModel
+    head_is_stored: bool
+
+
+def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
+    """Load a dense or compressed checkpoint to classify (one or two) texts.
+
+    Args:
+        folder: the checkpoint.
+        labels: the names of the classes in the order of their numbers; none for regression.
+
+    Raises:
+        CheckpointError: it is damaged, foreign or newer than this projclust.
+        ProjclustError: transformers has no classifier for this kind of model.
+    """
+    config = read_json(folder / CONFIG)
+    read_headers(weight_files(folder))
+    stored = config.get("id2label")
+    generic = tuple(f"LABEL_{index}" for index in range(max(len(labels), 1)))
+    # transformers leaves out the names of two labels without names.
+    names = ("LABEL_0", "LABEL_1") if stored is None else _label_names(stored)
+    try:
+        model, info = _from_pretrained(
+            transformers.AutoModelForSequenceClassification,
+            "a classifier",
+            folder,
+            num_labels=len(generic),
+            id2label=dict(enumerate(labels or generic)),
+            label2id={name: index for index, name in enumerate(labels or generic)},
+            problem_type="single_label_classification" if labels else "regression",
+            dtype=torch.float32,
+        )
+    except CheckpointError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        kind = config.get("model_type")
+        raise ProjclustError(f"transformers has no sequence classifier for models of type {kind}") from None
+    body, mismatched = f"{model.base_model_prefix}.", _names(info)  # a head for other labels is replaced
+    if damaged := [name for name in mismatched if name.startswith(body)]:
+        raise CheckpointError(f"{folder} is damaged: {damaged[0]} has another shape than config.json asks for")
+    # Encoders are often published without the pooler that a classifier reads; it is trained with the head.
+    if lacking := sorted(name for name in info["missing_keys"] if name.startswith(body) and ".pooler." not in name):
+        raise CheckpointError(f"{folder} holds no weights for {lacking[0]}")
+    fresh = info["missing_keys"] or mismatched
+    same = [name.casefold() for name in names] in ([name.casefold() for name in wanted] for wanted in (labels, generic))
+    model.config.return_dict = True
+    return Classifier(model, head_is_stored=not fresh and same)
+
+
+def _label_names(id2label: Any) -> tuple[str, ...]:
+    """The names in config.json in the order of their numbers; none where they are damaged."""
+    try:
+        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
+    except (TypeError, ValueError, KeyError):
+        return ()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none, or a damaged one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        words = len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    except Exception as error:  # tokenizer files can be damaged in any way
+        raise CheckpointError(f"{folder} has no tokenizer that loads: {one_line(error)}") from None
+    if words < 2:  # without its files transformers makes one that knows special tokens only
+        raise CheckpointError(f"{folder} has no tokenizer: its files are missing")
+    return tokenizer

@@ -1,0 +1,52 @@
+"""Writing a checkpoint: the model, what travels beside it, and the hash of both."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from projclust.checkpoints.load import Loaded
+from projclust.checkpoints.source import CONFIG, is_side_file
+from projclust.checkpoints.tensors import weight_files
+
+
+def bytes_to_save(loaded: Loaded) -> int:
+    """The bytes of all tensors that `save_checkpoint` writes, in their dtypes in memory, tied ones once."""
+    state = {**loaded.model.state_dict(), **loaded.extra}
+    tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in state.values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def save_checkpoint(loaded: Loaded, folder: Path) -> None:
+    """Write the model, and what the checkpoint held beside it."""
+    state = {**loaded.model.state_dict(), **loaded.extra} if loaded.extra else None
+    loaded.model.save_pretrained(folder, state_dict=state)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        if path.is_file() and is_side_file(name):
+            destination = target / name
+            destination.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, destination)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the content of what a model is made of: config, weights and the small files beside them.
+
+    The model card and projclust's own reports are left out, so a card may be rewritten without making another model.
+
+    Raises:
+        CheckpointError: there are no safetensors weights.
+    """
+    side_files = [path for path in folder.rglob("*") if path.is_file()]
+    side_files = [path for path in side_files if is_side_file(path.relative_to(folder).as_posix())]
+    digest = hashlib.sha256()
+    for path in [folder / CONFIG, *weight_files(folder), *sorted(side_files)]:
+        content = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                content.update(block)
+        digest.update(f"{path.relative_to(folder).as_posix()} {content.hexdigest()}\n".encode())
+    return digest.hexdigest()

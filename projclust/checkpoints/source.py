@@ -1,0 +1,135 @@
+"""Where a checkpoint is, and what its config.json says; imports neither torch nor transformers."""
+
+import fnmatch
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from projclust.errors import CheckpointError, ProjclustError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# What `projclust compress` says of the folder it wrote.
+REPORT_FILE = "projclust_report.json"
+
+# The small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers
+# modules.
+_SIDE_FILES = (
+    "tokenizer*.json",
+    "*vocab*.json",
+    "*vocab*.txt",
+    "*merges.txt",
+    "*tokens*.json",
+    "*.model",
+    "*.spm",
+    "*.jinja",
+    "normalizer.json",
+    "word_*.json",
+    "bpe.codes",
+    "generation_config.json",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "modules.json",
+    "sentence_*config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+    "[0-9]_*/model.safetensors",
+    "LICENSE*",
+    "NOTICE*",
+)
+
+
+def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded first when `model` is a Hub id.
+
+    Raises:
+        ProjclustError: there is no such folder or model, or the Hub cannot be reached.
+    """
+    if not model:
+        raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
+    folder = local_folder(model)
+    if folder is not None:
+        if revision is not None:
+            raise ProjclustError("--revision is for models on the Hub, but this is a local folder")
+        if not (folder / CONFIG).is_file():
+            raise ProjclustError(f"{model} holds no {CONFIG}: it is not a model folder")
+        return folder
+    if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ProjclustError(f"there is no model folder {model}")
+    patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise ProjclustError(f"the model {model} has no revision {revision}") from None
+    except GatedRepoError:
+        raise ProjclustError(f"{model} is gated: accept its terms on the Hub and log in with `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ProjclustError(f"{model} is neither a local folder nor a model on the Hub that you can read") from None
+    except LocalEntryNotFoundError:
+        raise ProjclustError(
+            f"{model} is no local folder, and the Hub cannot be reached to look for it there"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ProjclustError(f"downloading {model} failed: {one_line(error)}") from None
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that `model` names, or None for a Hub id."""
+    try:
+        return Path(model) if model and Path(model).is_dir() else None
+    except OSError:  # a name too long to be a path
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a checkpoint.
+
+    Raises:
+        CheckpointError: it is not there or is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def quantization_method(config: dict[str, Any]) -> str | None:
+    """The quantization method that a config.json states: "projclust", another one's name, or None.
+
+    Raises:
+        CheckpointError: it states something else.
+    """
+    stated = config.get("quantization_config")
+    if stated is None:
+        return None
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if not isinstance(method, str):
+        raise CheckpointError("damaged checkpoint: the quantization_config in config.json names no quant_method")
+    return method
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file, by its path inside a checkpoint, travels with the weights."""
+    return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message, without line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,101 @@
+"""The tensors of a checkpoint, from the headers of its safetensors files alone."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from projclust.checkpoints.source import WEIGHTS, WEIGHTS_INDEX, one_line, read_json
+from projclust.errors import CheckpointError
+
+_ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as a header describes it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, one or all its shards.
+
+    Raises:
+        CheckpointError: there are none, or a shard is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
+        files = [folder / Path(name).name for name in sorted(set(shards.values()))]
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(f"{file} is missing")
+        return files
+    other = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" ({other[0]} is a pickle, which projclust does not read: convert it first)" if other else ""
+    raise CheckpointError(f"{folder} holds no safetensors weights{hint}")
+
+
+def read_headers(files: list[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of the files, by name.
+
+    Raises:
+        CheckpointError: a file cannot be read or is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="np") as opened:  # which imports no torch
+                for name in opened.keys():  # noqa: SIM118, safe_open is no mapping
+                    view = opened.get_slice(name)
+                    shape, dtype = tuple(view.get_shape()), str(view.get_dtype())
+                    tensors[name] = StoredTensor(shape, dtype, math.prod(shape) * _ITEM_SIZES.get(dtype, 1))
+        except Exception as error:  # safetensors has an error class of its own, and mapping may fail as well
+            raise CheckpointError(f"{file} is not a readable safetensors file: {one_line(error)}") from None
+    return tensors
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint, read from the headers of its weight files.
+
+    Raises:
+        CheckpointError: there are no safetensors weights, or a header is damaged.
+    """
+    return read_headers(weight_files(folder))
+
+
+def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
+    """The stored tensors of the input embedding.
+
+    A compressed one is known by the names of its tensors, for transformers renames the embeddings of a few models.
+
+    Args:
+        tensors: everything the checkpoint holds.
+        name: the embedding's module, by which a dense one is found; the checkpoint may have or lack a prefix of it.
+    """
+    for key in tensors:
+        module, _, last = key.rpartition(".")
+        if (last, f"{module}.clusters" in tensors, f"{module}.kinds" in tensors) in (
+            ("bases", True, False),
+            ("decoder_scales", False, True),
+        ):
+            return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module}
+    parts = name.split(".")
+    for start in range(len(parts)):
+        prefix = ".".join(parts[start:]) + "."
+        found = {key: tensor for key, tensor in tensors.items() if _under(key, prefix)}
+        if found:
+            return found
+    return {}
+
+
+def _under(key: str, prefix: str) -> bool:
+    module = key.rpartition(".")[0] + "."
+    return module == prefix or module.endswith("." + prefix)

@@ -1,0 +1,212 @@
+"""The commands: each takes its declared options, runs its job, and prints the result. No arithmetic here."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from projclust.cli.derive import command
+from projclust.cli.output import (
+    Format,
+    is_main_process,
+    print_json,
+    print_next,
+    print_rows,
+    progress_bar,
+    quoted,
+    warn,
+)
+from projclust.cli.views import (
+    cell_line,
+    compress_rows,
+    expand_rows,
+    inspect_rows,
+    plan_lines,
+    push_rows,
+)
+from projclust.jobs.options import (
+    CompressOptions,
+    ExpandOptions,
+    GlueEvalOptions,
+    InspectOptions,
+    PlanOptions,
+    PushOptions,
+    ReportOptions,
+)
+
+
+@command(CompressOptions)
+def compress(options: CompressOptions, format: Format) -> None:
+    """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
+
+    Give one of --bits, --size, --ratio and --j. Under torchrun and accelerate launch the processes share the fit of
+    subspaces.
+
+    Example: projclust compress roberta-base --bits 0.5
+
+    Example: projclust compress roberta-base --k 5 --j 40
+    """
+    options.check_folder()
+    from projclust.jobs.compress import Hooks, compress_checkpoint
+
+    with progress_bar() as bar:
+
+        def step(restart: int, step: int, cost: float) -> None:
+            if step == 0:
+                starts = options.recipe.restarts
+                bar.advance(f"fitting: start {restart} of {starts}, cost {cost:.6g}", restart, starts)
+            else:
+                bar.advance(f"fitting: step {step}, cost {cost:.6g}", step, None)
+
+        def rows(done: int, total: int) -> None:
+            bar.advance(f"coding rows: {done:,} of {total:,}", done, total)
+
+        report = compress_checkpoint(options, Hooks(bar.stage, step, rows, warn, bar.clear))
+    result = quoted(report["output"]) if options.push_to_hub is None else options.push_to_hub
+    next_step = "drop --dry-run to write it" if options.dry_run else f"projclust inspect {result}"
+    _print(report, format, compress_rows, next_step)
+
+
+@command(PlanOptions)
+def plan(options: PlanOptions, format: Format) -> None:
+    """Show what sizes of the embedding can be had and what each costs, ours and known ones, and pick one.
+
+    Nothing is written without -o. Errors of coded tables are predicted unless --exact is given.
+
+    Example: projclust plan roberta-base --probe
+
+    Example: projclust plan roberta-base --size 2MB -o roberta-plan
+    """
+    options.check_folder()
+    from projclust.jobs.plan import Hooks, plan_checkpoint
+
+    with progress_bar() as bar:
+        result = plan_checkpoint(options, Hooks(bar.stage, warn))
+    if format is Format.JSON:
+        print_json(result)
+        return
+    for line in plan_lines(result):
+        print(line)
+    pick = result["pick"]
+    print_next("projclust plan with larger --bits: none fits" if pick is None else pick["command"])
+
+
+@command(GlueEvalOptions)
+def glue_eval(options: GlueEvalOptions, format: Format) -> None:
+    """Fine-tune and score on GLUE: the dense model against compressed ones, with a report.
+
+    The same command again does only what is missing. Runs as it is under torchrun and accelerate launch.
+
+    Example: projclust glue-eval distilbert-base-uncased --tasks cola,mrpc --ratio 0.4
+    """
+    from projclust.jobs.glue_eval import Hooks, evaluate_on_glue
+    from projclust.report.terminal import summary_table
+    from projclust.report.write import HTML_FILE
+
+    with progress_bar() as bar:
+        stage = ""
+
+        def begin(text: str) -> None:
+            nonlocal stage
+            stage = text
+            bar.stage(text)
+
+        def cell(row: dict[str, Any], done: int, total: int) -> None:
+            bar.log(f"{done}/{total}  {cell_line(row)}")
+
+        def step(step: int, steps: int, loss: float) -> None:
+            bar.advance(f"{stage}, loss {loss:.4f}", step, steps)
+
+        result = evaluate_on_glue(options, Hooks(begin, cell, step, warn))
+    if not is_main_process():
+        return
+    if format is Format.JSON:
+        print_json(result.as_json())
+        return
+    for summary in result.summaries:
+        print(summary_table(summary) + "\n")
+    print_rows([("written", result.output)])
+    if result.card is not None:
+        print_next(f"projclust report {quoted(result.output)} --card {quoted(result.card)}")
+    else:
+        print_next(f"open {quoted(str(Path(result.output) / HTML_FILE))} in a browser")
+
+
+@command(ReportOptions)
+def report(options: ReportOptions, format: Format) -> None:
+    """Merge measurements of one or more runs into tables, plots and a page, and put them into a model card.
+
+    Example: projclust report roberta-base-glue other-run-glue -o both
+    """
+    from projclust.jobs.report import report_results
+    from projclust.report.terminal import summary_table
+    from projclust.report.write import HTML_FILE
+
+    result = report_results(options)
+    if format is Format.JSON:
+        print_json(result.as_json())
+        return
+    for summary in result.summaries:
+        print(summary_table(summary) + "\n")
+    print_rows([("written", result.output), *([("card", result.card)] if result.card else [])])
+    print_next(f"open {quoted(str(Path(result.output) / HTML_FILE))} in a browser")
+
+
+@command(InspectOptions)
+def inspect(options: InspectOptions, format: Format) -> None:
+    """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance.
+
+    Example: projclust inspect roberta-base-projclust
+    """
+    from projclust.jobs.inspect import inspect_checkpoint
+
+    result, path = inspect_checkpoint(options.path, options.revision), quoted(options.path)
+    dense = f"projclust compress {path} --k 5 --ratio 0.4"
+    _print(result, format, inspect_rows, f"projclust expand {path} -o DIR" if result["compressed"] else dense)
+
+
+@command(ExpandOptions)
+def expand(options: ExpandOptions, format: Format) -> None:
+    """Write a compressed checkpoint as a stock dense one that needs no projclust.
+
+    Example: projclust expand roberta-base-projclust -o roberta-base-dense
+    """
+    options.check_folder()
+    from projclust.jobs.expand import expand_checkpoint
+
+    with progress_bar() as bar:
+        bar.stage(f"expanding {options.path}")
+        result = expand_checkpoint(options)
+    _print(result, format, expand_rows, f"AutoModel.from_pretrained({result['output']!r})")
+
+
+@command(PushOptions)
+def push(options: PushOptions, format: Format) -> None:
+    """Push a checkpoint to a model repository on the Hub, with its card; a second push updates it.
+
+    The token is the one of `hf auth login` or HF_TOKEN.
+
+    Example: projclust push roberta-base-projclust user/roberta-base-projclust
+    """
+    from projclust.jobs.push import push_checkpoint
+
+    with progress_bar():  # never begun: an upload has bars of the Hub client's own
+        result = push_checkpoint(options, warn)
+    next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
+    _print(result, format, push_rows, next_step)
+
+
+Rows = Sequence[tuple[str, str]]
+
+
+def _print(result: dict[str, Any], format: Format, rows: Callable[[dict[str, Any]], Rows], next_step: str) -> None:
+    """A result in the form asked for, by the process that prints."""
+    if not is_main_process():
+        return
+    if format is Format.JSON:
+        print_json(result)
+        return
+    print_rows(rows(result))
+    print_next(next_step)
+
+
+COMMANDS = (compress, plan, glue_eval, report, inspect, expand, push)

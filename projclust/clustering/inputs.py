@@ -1,0 +1,116 @@
+"""What callers hand in, and its checks: tables, row weights, options, and a function that is told of the progress."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projclust.errors import ProjclustError
+from projclust.options import Init, Loss, Method, Ranks, check_combination
+
+# Called once for every start that was judged, with its number from 1, the step 0 and its cost; and then after every
+# full step with the number of starts, the number of the step from 1 and the cost.
+Progress = Callable[[int, int, float], None]
+
+
+def as_table(X: Any) -> Tensor:
+    """A matrix as a float tensor, which shares its memory where it can.
+
+    Raises:
+        ProjclustError: the entries are complex, NaN or infinite, or it is not a matrix.
+    """
+    with warnings.catch_warnings():
+        # Nothing here writes to a table, so that read-only memory is as good as any.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        table = torch.as_tensor(X if isinstance(X, (Tensor, list)) else np.asarray(X)).detach()
+    if table.dim() != 2:
+        raise ProjclustError(f"the matrix must have two dimensions, not {table.dim()}")
+    if table.is_complex():
+        raise ProjclustError("the matrix must have real entries. Complex data not supported")
+    if not table.is_floating_point():
+        table = table.double()
+    # Block by block and by extremes: isfinite alone would make temporaries of three times the table's size.
+    for start in range(0, len(table), 4096):
+        block = table[start : start + 4096]
+        if block.numel() and not torch.isfinite(torch.stack(torch.aminmax(block))).all():
+            row = start + int((~torch.isfinite(block).all(1)).nonzero()[0])
+            raise ProjclustError(f"the matrix has NaN or infinite entries, the first in row {row}")
+    return table
+
+
+def as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | None:
+    """(n,) float64 row weights, or None where there are none.
+
+    Raises:
+        ProjclustError: they are negative, not numbers, all zero, or of another shape.
+    """
+    if sample_weight is None:
+        return None
+    if not isinstance(sample_weight, Tensor):
+        try:
+            sample_weight = np.array(sample_weight, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ProjclustError(f"row weights must be numbers: {error}") from None
+    weights = torch.as_tensor(sample_weight, dtype=torch.float64, device=device)
+    if weights.shape != (n,):
+        raise ProjclustError(f"row weights must have shape ({n},), not {tuple(weights.shape)}")
+    if not torch.isfinite(weights).all() or (weights < 0).any():
+        raise ProjclustError("row weights must be finite and not negative")
+    if not 0 < weights.sum() < torch.inf:
+        raise ProjclustError("row weights must have a positive, finite sum: with zero there is nothing to fit")
+    return weights
+
+
+@dataclass(frozen=True)
+class ClusteringOptions:
+    """What to fit and how; strings stand for the members of the enumerations.
+
+    Attributes:
+        n_clusters: the number of subspaces k; 1 with method "svd".
+        rank: the dimension j of the subspaces; less than the number of columns.
+        affine: whether the subspaces have means, instead of passing through the origin.
+        method: "projective", or one of the baselines "svd" and "random".
+        ranks: "equal"; or "adaptive", for unequal ranks that take no more parameters than `rank` for all. Rows then
+            choose by their distance and by what their coefficients cost, so that labels need not name the nearest.
+        loss: what is summed of the rows' distances r: "l2" (r^2); or "l1" (r) or "huber", which far rows hardly sway.
+        init: how initial labels are made: by "spherical" k-means, by "residual" seeding, or as a "random" partition.
+        restarts: the number of starts. Each takes a few cheap steps on a sample of the rows; the best one continues.
+        max_iter: the most steps of a run.
+        tol: a run stops when reassigning the rows lowers the cost by no more than this fraction of it.
+        seed: the seed of all random choices.
+
+    Raises:
+        ProjclustError: an unknown method, loss, init or kind of ranks, a number out of range, or options that exclude
+            each other.
+    """
+
+    n_clusters: int = 5
+    rank: int = 40
+    affine: bool = False
+    method: Method = Method.PROJECTIVE
+    ranks: Ranks = Ranks.EQUAL
+    loss: Loss = Loss.L2
+    init: Init = Init.SPHERICAL
+    restarts: int = 16
+    max_iter: int = 100
+    tol: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            for name, choice in (("method", Method), ("ranks", Ranks), ("loss", Loss), ("init", Init)):
+                object.__setattr__(self, name, choice(getattr(self, name)))
+        except ValueError as error:
+            raise ProjclustError(f"unknown option: {error}") from None
+        for name in ("n_clusters", "rank", "restarts", "max_iter"):
+            if getattr(self, name) < 1:
+                raise ProjclustError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.tol >= 0:
+            raise ProjclustError(f"tol must not be negative, but is {self.tol}")
+        if self.method is Method.SVD and self.n_clusters != 1:
+            raise ProjclustError(f"method svd is one subspace: k must be 1, not {self.n_clusters}")
+        check_combination(self.method, self.n_clusters, self.ranks, self.loss)

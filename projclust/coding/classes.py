@@ -1,0 +1,158 @@
+"""The classes of a table's rows, and what is to be known of them before bits are allotted."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from projclust.clustering.inputs import as_table, as_weights
+from projclust.coding.stored import stored_means
+from projclust.errors import ProjclustError
+from projclust.shapes import MOST_CLASSES
+
+_BLOCK_ROWS = 8192
+# By default there are so many classes at most, each with so many rows of the table on average.
+_DEFAULT_MOST, _DEFAULT_ROWS = 16, 128
+# The rows of the first class, as a fraction of the table.
+_FIRST_CLASS = 0.001
+# What a row weighs at least, as a fraction of the largest weight.
+_LEAST_WEIGHT = 1e-9
+
+
+@dataclass(frozen=True)
+class ClassedRows:
+    """The rows of a table, each of which belongs to a class.
+
+    Attributes:
+        table: (n, d) of any float dtype.
+        ids: (n,) int64, the class of each row.
+        count: the number of classes.
+        weights: (n,) float64 row weights.
+    """
+
+    table: Tensor
+    ids: Tensor
+    count: int
+    weights: Tensor
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """(class, row numbers) of blocks of rows, class by class, rising."""
+        for number in range(self.count):
+            rows = (self.ids == number).nonzero().squeeze(1)
+            for start in range(0, len(rows), _BLOCK_ROWS):  # none where there are none
+                yield number, rows[start : start + _BLOCK_ROWS]
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """What is known of the rows of each class; everything squared is measured in the sensitivity's coordinates.
+
+    Attributes:
+        rows: (C,) the number of rows.
+        weights: (C,) the sum of their weights.
+        means: (C, d) their weighted mean, as it will be read.
+        squares: (C,) their weighted mean square.
+        scatter: (C, d, d) weighted sum of the outer products of what is left of them without the mean, over `squares`.
+    """
+
+    rows: list[int]
+    weights: Tensor
+    means: Tensor
+    squares: Tensor
+    scatter: Tensor
+
+
+def default_classes(n: int) -> int:
+    """How many classes a table of n rows is worth."""
+    return min(_DEFAULT_MOST, max(1, n // _DEFAULT_ROWS))
+
+
+def classes_by_weight(table: Any, sample_weight: Any, count: int | None) -> ClassedRows:
+    """A table's rows in classes of falling weight, and of falling length where weights are equal.
+
+    The first class has a thousandth of the rows; from there on sizes grow geometrically.
+
+    Args:
+        table: (n, d) of any float dtype.
+        sample_weight: (n,) row weights; default: all one. What weighs nothing counts a little all the same: a class of
+            such rows alone would have no mean and no spread, and they would all be read as zeros.
+        count: the number of classes; default: `default_classes`.
+
+    Raises:
+        ProjclustError: the table is none; the weights are negative, no numbers, all zero or of another shape; there
+            cannot be so many classes.
+    """
+    table = as_table(table)
+    n, weights = len(table), as_weights(sample_weight, len(table), torch.device("cpu"))
+    weights = torch.ones(n, dtype=torch.float64) if weights is None else weights
+    weights = weights.clamp(min=float(weights.max()) * _LEAST_WEIGHT)
+    count = default_classes(n) if count is None else count
+    if not 1 <= count <= MOST_CLASSES:
+        raise ProjclustError(f"coded tables have 1 to {MOST_CLASSES} classes, not {count}")
+    lengths = torch.cat([rows.float().norm(dim=1) for rows in table.split(_BLOCK_ROWS)]).double().cpu()
+    order = lengths.argsort(descending=True, stable=True)
+    order = order[weights[order].argsort(descending=True, stable=True)]
+    ids = torch.empty(n, dtype=torch.int64)
+    ids[order] = torch.bucketize(torch.arange(n), _ends(n, count), right=True)
+    return ClassedRows(table=table, ids=ids.to(table.device), count=count, weights=weights.to(table.device))
+
+
+def checked_sensitivity(sensitivity: Tensor | None, table: Tensor) -> Tensor:
+    """(d, d) float64 on the table's device; the identity by default.
+
+    Raises:
+        ProjclustError: it is not symmetric positive definite.
+    """
+    d = table.shape[1]
+    if sensitivity is None:
+        return torch.eye(d, dtype=torch.float64, device=table.device)
+    given = sensitivity.double().cpu()
+    wanted = given.shape == (d, d) and bool(given.isfinite().all()) and torch.allclose(given, given.mT)
+    if not wanted or int(torch.linalg.cholesky_ex(given).info) != 0:
+        raise ProjclustError(f"the sensitivity must be a symmetric positive definite matrix of shape ({d}, {d})")
+    return given.to(table.device)
+
+
+def class_statistics(rows: ClassedRows, sensitivity: Tensor) -> ClassStatistics:
+    """The statistics of every class, with a sensitivity (d, d)."""
+    table, count = rows.table, rows.count
+    d, device = table.shape[1], table.device
+    weights = torch.zeros(count, dtype=torch.float64, device=device).index_add_(0, rows.ids, rows.weights)
+    means = torch.zeros(count, d, dtype=torch.float64, device=device)
+    for number, block in rows.blocks():
+        means[number] += rows.weights[block] @ table[block].double()
+    means = stored_means(means / weights.clamp(min=1e-300).unsqueeze(1)).double()
+    squares = torch.zeros(count, dtype=torch.float64, device=device)
+    scatter = torch.zeros(count, d, d, dtype=torch.float64, device=device)
+    for number, block in rows.blocks():
+        own, weight = table[block].double(), rows.weights[block]
+        squares[number] += weight @ (own @ sensitivity).square().sum(1)
+        left = (own - means[number]) @ sensitivity
+        scatter[number] += (left * weight.unsqueeze(1)).T @ left
+    squares /= weights.clamp(min=1e-300)
+    scatter /= squares.clamp(min=1e-300)[:, None, None]
+    counts = torch.bincount(rows.ids, minlength=count).tolist()
+    return ClassStatistics(rows=counts, weights=weights, means=means, squares=squares, scatter=scatter)
+
+
+def _ends(n: int, count: int) -> Tensor:
+    """(count - 1,) one past the last row of every class but the last."""
+    ratio = _growth(1 / _FIRST_CLASS, count)
+    edges = ratio ** torch.arange(1, count, dtype=torch.float64)
+    ends = (n * (edges - 1) / (ratio**count - 1)).round() if ratio > 1 else n * torch.arange(1, count) / count
+    # Every class has a row.
+    return torch.maximum(ends.long(), torch.arange(1, count))
+
+
+def _growth(total: float, count: int) -> float:
+    """The ratio of a geometric series of `count` terms from 1 on that sums to `total`; 1 where that many ones do."""
+    if total <= count:
+        return 1.0
+    # The last term alone is no more than the total.
+    low, high = 1.0 + 1e-9, total ** (1 / max(count - 1, 1))
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (middle**count - 1) / (middle - 1) > total else (middle, high)
+    return high

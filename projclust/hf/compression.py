@@ -1,0 +1,219 @@
+"""Compressing the embedding of a model that is in memory."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers import AutoHfQuantizer
+
+from projclust.clustering.inputs import as_weights
+from projclust.errors import OptionError, ProjclustError
+from projclust.hf.config import ProjClustConfig
+from projclust.hf.sensitivity import model_sensitivity
+from projclust.hf.swap import input_embedding, swap_embedding
+from projclust.options import Sensitivity
+from projclust.recipes.problem import Errors, Fitted, Problem, relative_errors
+from projclust.recipes.recipe import Recipe
+from projclust.weights.choose import choose_weights
+from projclust.weights.names import GIVEN
+from projclust.weights.rows import RowWeights
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What a compression did.
+
+    Attributes:
+        config: as the checkpoint stores it.
+        fitted: the table as it was fitted.
+        errors: of the rows as the model now reads them.
+    """
+
+    config: ProjClustConfig
+    fitted: Fitted
+    errors: Errors
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a compression computes, and who is told how far it is.
+
+    Attributes:
+        device, process_group, on_step, on_rows: as in `Problem`.
+    """
+
+    device: torch.device | str | None = None
+    process_group: "dist.ProcessGroup | None" = None
+    on_step: Callable[[int, int, float], None] | None = None
+    on_rows: Callable[[int, int], None] | None = None
+
+
+def compress_model(
+    model: ModelT,
+    k: int | None = None,
+    j: int | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    sample_weight: Any = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> ModelT:
+    """Compress the input embedding of a dense model, in place; `save_pretrained` then writes a compressed checkpoint.
+
+    It does what ``projclust compress`` does with the same options, and gives the same bytes.
+
+    Args:
+        model: any transformers model with a token embedding.
+        k: the number of subspaces.
+        j: their dimension; or give one of the options ``ratio`` (0.4 takes 40% of the parameters off), ``bits`` (for
+            each entry of the table, everything counted) and ``size`` (``"2MB"``).
+        tokenizer: the model's, for row weights by word frequency; by default the one beside the model's weights.
+        sample_weight: (n,) row weights, tensor or array, in place of those that the option ``weights`` names.
+        device: where to compute; by default where the table is.
+        options: the other options of `projclust.recipes.recipe.Recipe`, by name: ``codes="int8"``, ``affine=True``, ...
+
+    Returns:
+        the same model.
+
+    Raises:
+        ProjclustError: the model or the options are unsuitable; the model is then unchanged.
+
+    Example::
+
+        model = compress_model(AutoModel.from_pretrained("roberta-base"), bits=0.5)
+        model.save_pretrained("roberta-base-projclust")
+    """
+    recipe = Recipe.of({"k": k, "j": j, **options}).require_target()
+    run = Run(device)
+    compress_embedding(model, recipe, weights_of(model, recipe, tokenizer, sample_weight), run)
+    return model
+
+
+# For help() and editors: every option of a recipe by name.
+_own = signature(compress_model)
+_named = {part.name: Parameter(part.name, Parameter.KEYWORD_ONLY, default=part.default) for part in fields(Recipe)}
+compress_model.__signature__ = _own.replace(  # type: ignore[attr-defined]
+    parameters=[
+        *(parameter for parameter in _own.parameters.values() if parameter.name != "options"),
+        *(parameter for name, parameter in _named.items() if name not in _own.parameters),
+    ]
+)
+
+
+def unfreeze(model: ModelT) -> ModelT:
+    """Let a coded embedding learn: its means, deviations and decoders become parameters, in place.
+
+    Codes themselves never change, and what is trained is rounded to what is stored in every step, so the checkpoint
+    keeps its size. To be called before the optimizer is made. Float factors are parameters from the start.
+
+    Returns:
+        the same model.
+
+    Example::
+
+        model = unfreeze(AutoModel.from_pretrained("roberta-base-projclust"))
+        optimizer = torch.optim.AdamW(model.parameters())
+    """
+    model.get_input_embeddings().requires_grad_(True)
+    return model
+
+
+def weights_of(
+    model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, sample_weight: Any
+) -> RowWeights:
+    """The row weights of a model in memory: those given, those that the recipe names, or its default ones.
+
+    Where the default ones are word frequencies and there is no tokenizer, all rows weigh the same, with a warning.
+
+    Raises:
+        ProjclustError: weights that are none, or that are named and cannot be made.
+    """
+    n = input_embedding(model)[1].num_embeddings
+    if sample_weight is not None:
+        if recipe.weights is not None or recipe.weights_exponent is not None:
+            raise OptionError("give `sample_weight` or `weights`, not both")
+        return RowWeights(GIVEN, as_weights(sample_weight, n, torch.device("cpu")))
+
+    def own_tokenizer() -> PreTrainedTokenizerBase:
+        # Not at the top: the quantizer, and so this module, is imported as soon as transformers' models are, which
+        # checkpoints.load may be the first to ask for.
+        from projclust.checkpoints.load import load_tokenizer
+
+        if tokenizer is not None:
+            return tokenizer
+        if not model.name_or_path:
+            raise ProjclustError(
+                "a model without a folder has no tokenizer: give `tokenizer`, `weights` or `sample_weight`"
+            )
+        return load_tokenizer(Path(model.name_or_path))
+
+    return choose_weights(recipe, own_tokenizer, n, warn=lambda text: warnings.warn(text, stacklevel=4))
+
+
+def compress_while_loading(model: PreTrainedModel, config: ProjClustConfig) -> None:
+    """Compress a dense model that was just read, as the configuration given to ``from_pretrained`` says.
+
+    Raises:
+        ProjclustError: as `compress_model`.
+    """
+    recipe = config.recipe.require_target()
+    weights = weights_of(model, recipe, config.tokenizer, config.sample_weight)
+    compress_embedding(model, recipe, weights, config=config)
+
+
+def compress_embedding(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    weights: RowWeights | None = None,
+    run: Run | None = None,
+    config: ProjClustConfig | None = None,
+) -> Compression:
+    """Fit, swap and fill the embedding of `model` as a recipe says.
+
+    With a process group all its processes, which have the same model, share the fit and get the same result.
+
+    Args:
+        weights: of the rows; default: uniform.
+        config: has fields to keep beside those of the recipe; it stays as it is.
+
+    Raises:
+        ProjclustError: as `compress_model`.
+    """
+    weights, run = weights or RowWeights(), run or Run()
+    old = input_embedding(model)[1]
+    table = old.weight.detach()
+    if table.is_meta:
+        raise ProjclustError("the model has no weights in memory (it is on the meta device)")
+    if not recipe.is_stored:
+        raise OptionError(f"`method` {recipe.method} is a baseline that is measured, not stored")
+    problem = Problem.of(table, weights.values, **vars(run))
+    recipe = recipe.settled(problem.shape)
+    if recipe.is_auto and recipe.sensitivity == Sensitivity.MODEL:
+        sensitivity = model_sensitivity(model, weights.draws, recipe.seed)
+        problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
+    fitted = recipe.fit_to(problem)
+    assert fitted.shape is not None
+    shape = fitted.shape
+    config = (config or ProjClustConfig()).of_table(recipe, shape, weights.as_dict())
+    embedding: Any = swap_embedding(model, shape)
+    if fitted.coded is not None:
+        embedding.set_stored(fitted.coded.stored)
+    else:
+        factors = fitted.factors
+        assert factors is not None
+        embedding.set_factors(factors.labels, factors.coefficients, bases=factors.bases, means=factors.means)
+        embedding.requires_grad_(old.weight.requires_grad)
+    model.tie_weights()
+    model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
+    model.quantization_method = "projclust"
+    model.is_quantized = False
+    model.config.quantization_config = config
+    return Compression(config, fitted, relative_errors(embedding.rows, table, problem.weights))

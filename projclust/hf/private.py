@@ -1,0 +1,97 @@
+"""Every name of transformers and accelerate that is not part of their documented interface, in one place.
+
+tests/hf/test_private.py has a test for each that fails when the name goes away or comes to mean something else.
+"""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+Ties = dict[str, str]
+"""Parameters by name: each key is tied to its value."""
+
+_DENSE_TIES = "_projclust_dense_ties"
+
+
+def tied_weights(model: PreTrainedModel) -> Ties:
+    """What is tied in a model and all its parts: transformers ties by these names, after loading and on demand."""
+    ties: Ties | None = getattr(model, "all_tied_weights_keys", None)
+    return ties or {}
+
+
+def rewrite_ties(part: PreTrainedModel, rewritten: Callable[[Ties], Ties]) -> None:
+    """Change what is tied in a model, on the instance and never on its class, which all models share.
+
+    There are two tables: `tie_weights` reads one, and `_tied_weights_keys` is read when a part is looked at by itself.
+    `restore_ties` puts the old ones back.
+    """
+    # After tying, transformers stretches the output layer's bias to the length of `weight`, which is another than the
+    # vocabulary's where ranks are unequal.
+    part._adjust_bias = _keep_bias
+    part.__dict__[_DENSE_TIES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
+    # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
+    part.all_tied_weights_keys = rewritten(part.all_tied_weights_keys)
+    if getattr(part.config, "tie_word_embeddings", False) and part._tied_weights_keys:
+        part._tied_weights_keys = rewritten(part.get_expanded_tied_weights_keys())
+
+
+def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> None:
+    """Leave the bias as it is."""
+
+
+def restore_ties(part: PreTrainedModel) -> None:
+    """Undo `rewrite_ties`, where it was called."""
+    if _DENSE_TIES not in part.__dict__:
+        return
+    part.all_tied_weights_keys, own = part.__dict__.pop(_DENSE_TIES)
+    # The class's own table shows again once the instance's is gone; some instances had one.
+    part.__dict__.pop("_tied_weights_keys", None)
+    if own is not None:
+        part._tied_weights_keys = own
+    part.__dict__.pop("_adjust_bias", None)
+
+
+def was_read(tensor: Tensor) -> bool:
+    """Whether transformers read a tensor from the checkpoint: it marks these; others are uninitialised memory."""
+    return getattr(tensor, "_is_hf_initialized", False)
+
+
+def is_dispatched(module: nn.Module) -> bool:
+    """Whether accelerate placed a module on a device or offloaded it: its hooks wrap parameters anew, without marks."""
+    return hasattr(module, "_hf_hook")
+
+
+def without_weights(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of a class, or of AutoModel, which alone has a public name for it, with no weights read."""
+    return (getattr(kind, "from_config", None) or kind._from_config)(config)
+
+
+def state_dict_to_save() -> dict[str, Tensor] | None:
+    """The `state_dict` that the caller of `save_pretrained` passed, to be called by the quantizer inside of it.
+
+    Under FSDP that is the only complete one, but where a model has a quantizer, transformers forgets it in favour of
+    what the quantizer returns, to which it hands the model alone. So it is read from the caller's frame. What else was
+    tried does worse:
+
+    * a state-dict hook with the quantizer returning None: the model's own state is saved, which is one shard of it;
+    * a model without the attribute `hf_quantizer`: it neither dequantizes nor knows in which dtype to save;
+    * a `save_pretrained` of the instance: it refers back to the model, whose memory is then not freed when its last
+      user is gone; by a weak reference, a shallow copy would save the other model;
+    * another `PreTrainedModel.save_pretrained`: every model of the process would have it.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "save_pretrained":
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("state_dict")
+
+
+def renew_scaler(accelerator: Accelerator) -> None:
+    """Forget the scale of fp16 gradients that the last model's training has found, as if none had been trained."""
+    if accelerator.scaler is not None:
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)

@@ -1,0 +1,117 @@
+"""How near a model with a rebuilt table comes to itself, on random sequences of its own tokens; no data is needed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
+from projclust.hf.swap import input_embedding
+
+_SEQUENCES, _LENGTH, _BATCH = 64, 16, 16
+# Sequences whose next-token distributions are compared: logits are as wide as the vocabulary.
+_KL_SEQUENCES = 16
+# Rows that are rebuilt at once.
+_BLOCK_ROWS = 8192
+
+
+class RebuiltTable(Protocol):
+    """A way to store the table, as far as probing it goes.
+
+    Attributes:
+        name: what to call it while it is probed.
+        bytes: the size of everything stored.
+        rebuild: makes rows (N, d) from their numbers (N,); None where that would take too long.
+        rebuilds_at_once: whether rebuilding rows together is cheaper than in blocks.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def rebuild(self) -> Callable[[Tensor], Tensor] | None: ...
+
+    @property
+    def rebuilds_at_once(self) -> bool: ...
+
+
+@torch.no_grad()
+def probe(
+    model: PreTrainedModel,
+    recipes: Sequence[RebuiltTable],
+    frequencies: Tensor | None,
+    seed: int,
+    stage: Callable[[str], None],
+) -> list[dict[str, float | None]]:
+    """How near the outputs of the model with each rebuilt table are to its own, on random sequences.
+
+    Args:
+        model: a model with its own table; it comes out unchanged.
+        recipes: the tables to compare.
+        frequencies: (n,) how often each token stands in the sequences; None: all alike.
+        seed: decides the sequences.
+        stage: called with what begins.
+
+    Returns:
+        for each table "cosine", the mean over sequences of the cosine between the last hidden states' means over
+        tokens; and "kl", the mean divergence of next-token distributions, for generative models whose output layer is
+        tied to the embedding. Both are None for a table that is not rebuilt.
+
+    Raises:
+        ProjclustError: the model has no token embedding that can be compressed.
+    """
+    embedding = input_embedding(model)[1]
+    n, device = len(embedding.weight), embedding.weight.device
+    shape = (_SEQUENCES, sequence_length(model, _LENGTH))
+    draws = token_frequencies(model, frequencies, n)
+    ids = draw_sequences(model, draws, shape, torch.Generator().manual_seed(seed)).to(device)
+    head = model.get_output_embeddings() if model.can_generate() else None
+    tied = head is not None and head.weight is embedding.weight
+    # No other rows matter where only the input reads the table.
+    read = torch.arange(n, device=device) if tied else ids.unique()
+    stage("probing the dense model")
+    sentences, distributions = _outputs(model, ids, head if tied else None)
+    found: list[dict[str, float | None]] = []
+    for recipe in recipes:
+        cosine, divergence = None, None
+        if recipe.rebuild is not None:
+            stage(f"probing {recipe.name}, {recipe.bytes:,} bytes")
+            blocks = [read] if recipe.rebuilds_at_once else read.split(_BLOCK_ROWS)
+            rows = torch.cat([recipe.rebuild(block) for block in blocks])
+            with _rows_replaced(embedding, read, rows):
+                other, others = _outputs(model, ids, head if tied else None)
+            cosine = float(torch.cosine_similarity(sentences, other).mean())
+            if tied:
+                pairs = zip(distributions, others, strict=True)
+                divergence = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0))
+        found.append({"cosine": cosine, "kl": divergence})
+    return found
+
+
+def _outputs(model: PreTrainedModel, ids: Tensor, head: nn.Module | None) -> tuple[Tensor, list[Tensor]]:
+    """(sequences, h) the mean of the last hidden states, and with an output layer log-probabilities of the first."""
+    means, distributions = [], []
+    for number, batch in enumerate(ids.split(_BATCH)):
+        inputs = model_inputs(model, batch)
+        means.append(model.base_model(**inputs)[0].float().mean(1))
+        if head is not None and number * _BATCH < _KL_SEQUENCES:
+            distributions.append(model(**inputs).logits.float().log_softmax(-1))
+    return torch.cat(means), distributions
+
+
+@contextmanager
+def _rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
+    """Other rows in the embedding, and in whatever is tied to it, inside."""
+    weight = embedding.weight.data
+    kept = weight[ids].clone()
+    weight[ids] = rows.to(weight)
+    try:
+        yield
+    finally:
+        weight[ids] = kept

@@ -1,0 +1,224 @@
+"""The options of every command, declared once. Imports no torch: what is wrong is refused before anything is loaded."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from projclust.checkpoints.folder import check_target
+from projclust.checkpoints.source import local_folder
+from projclust.errors import OptionError
+from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_settings
+from projclust.glue.tasks import parse_tasks
+from projclust.options import Choice, Device, Options, Sensitivity, argument, like, nested, option, required
+from projclust.recipes.recipe import Recipe
+from projclust.shapes import parse_size
+
+DEFAULT_BITS = (2.0, 1.0, 0.75, 0.5, 0.35)
+
+_REVISION = "The branch, tag or commit of a model on the Hub."
+_OVERWRITE = "Replace an output folder that projclust wrote."
+
+
+def _check_repo(repo: str) -> None:
+    from projclust.checkpoints.hub import repo_url  # the Hub's client takes a while to import
+
+    repo_url(repo)
+
+
+def default_output(model: str, suffix: str) -> str:
+    """The folder that is written where none is named: the model's name, as the user gave it, and a suffix."""
+    folder = local_folder(model)
+    return f"{Path(model if folder is None else os.path.abspath(folder)).name}-{suffix}"
+
+
+@dataclass(frozen=True)
+class CompressOptions(Options):
+    """The options of `projclust compress`."""
+
+    model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
+    recipe: Recipe = nested(Recipe())
+    device: Device = option(Device.AUTO, "Where to compute.")
+    output: str | None = option(None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR")
+    overwrite: bool = option(False, _OVERWRITE)
+    push_to_hub: str | None = option(None, "Push the folder to this repository afterwards, user/name.", metavar="REPO")
+    private: bool = option(False, "With --push-to-hub: create a private repository.")
+    dry_run: bool = option(False, "Show the sizes; fit and write nothing.")
+    revision: str | None = option(None, _REVISION)
+
+    def check(self) -> None:
+        """Refuse what no checkpoint can be made with; see `Options.check`."""
+        self.recipe.require_target()
+        if not self.recipe.is_stored:
+            raise OptionError(f"`method` {self.recipe.method} is a baseline of plan and glue-eval: it is not stored")
+        if self.push_to_hub is not None:
+            _check_repo(self.push_to_hub)
+        elif self.private:
+            raise OptionError("`private` is about the repository of `push_to_hub`: give both or neither")
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write."""
+        return Path(self.output or default_output(self.model, "projclust"))
+
+    def check_folder(self) -> None:
+        """Refuse a folder that must not or cannot be written; see `check_target`."""
+        if not self.dry_run:
+            check_target(self.folder, self.overwrite, local_folder(self.model))
+
+
+class Protocol(Choice):
+    """When the embedding is compressed: after a first training on the task, or before any."""
+
+    PAPER = "paper"
+    PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True)
+class GlueEvalOptions(Options):
+    """The options of `projclust glue-eval`; what is None follows from the others."""
+
+    model: str = argument("The Hub id or the local folder of a model, dense or compressed.", "MODEL")
+    tasks: str = option("all", "all (the nine of GLUE), or some: cola,sst2,...; demo needs no data.")
+    glue_dir: str | None = option(
+        None, "A folder of nyu-mll/glue's layout; else the one PROJCLUST_GLUE_DIR names, else the Hub.", metavar="DIR"
+    )
+    variants: str | None = option(
+        None,
+        "Some of dense, svd, random, projective, best, int8, int4, int3, int2, nf4, pq, also with own options: "
+        "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
+    )
+    recipe: Recipe = nested(Recipe(), without=("method", "seed"))
+    protocol: Protocol | None = option(
+        None, "paper: train, compress, train again; pretrained: compress, then train (paper)."
+    )
+    epochs: int | None = like(
+        Settings,
+        "epochs",
+        default=None,
+        help="The epochs of training after the compression (2; 3 with --protocol pretrained).",
+    )
+    settings: Settings = nested(Settings(), without=("epochs",))
+    per_task: tuple[str, ...] = option(
+        (), "Other settings for one task: cola:learning-rate=1e-4:epochs=4. Repeatable.", metavar="SPEC"
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.")
+    device: Device = option(Device.AUTO, "Where to compute; cpu keeps off a GPU.")
+    output: str | None = option(None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR")
+    revision: str | None = option(None, _REVISION)
+
+    def check(self) -> None:
+        """Refuse tasks, seeds and settings that cannot be; see `Options.check`."""
+        parse_tasks(self.tasks)
+        parse_per_task(self.per_task)
+        if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**31:
+            raise OptionError(f"`seeds` takes numbers from 0 to {2**31 - 1}, with commas between them")
+
+    @classmethod
+    def flags_win(cls, values: dict[str, Any], on_line: set[str]) -> dict[str, Any]:
+        """A flag that is set for all tasks replaces what a file sets for one; see `Options`."""
+        if "per_task" not in on_line:
+            values["per_task"] = without_settings(tuple(values["per_task"] or ()), set(PER_TASK) & on_line)
+        return values
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the results."""
+        return Path(self.output or default_output(self.model, "glue"))
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """The options of `projclust plan`."""
+
+    model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
+    bits: tuple[float, ...] = option(
+        DEFAULT_BITS,
+        "The sizes to look at, in stored bits for each weight; one alone is the target.",
+        metavar="LIST",
+        above=0,
+        below=32,
+    )
+    size: str | None = like(Recipe, "size", help="The target: stored bytes of the embedding, as 400KB or 1.5MB.")
+    probe: bool = option(False, "Also compare the model's outputs, on random sequences of its tokens.")
+    exact: bool = option(False, "Code and fit the whole table instead of predicting; takes minutes.")
+    weights: str | None = like(Recipe, "weights")
+    weights_exponent: float | None = like(Recipe, "weights_exponent")
+    sensitivity: Sensitivity | None = like(
+        Recipe,
+        "sensitivity",
+        default=None,
+        help="With codes auto: count an error by what the model makes of it (the default with --probe), or as it is.",
+    )
+    seed: int = like(Recipe, "seed")
+    device: Device = option(Device.AUTO, "Where to compute.")
+    output: str | None = option(None, "The folder for the plan and its plot.", "-o", "--output", metavar="DIR")
+    overwrite: bool = option(False, _OVERWRITE)
+    revision: str | None = option(None, _REVISION)
+
+    def check(self) -> None:
+        """Refuse a plan without sizes, or for weights that are none; see `Options.check`."""
+        if not self.bits and self.size is None:
+            raise OptionError("give `bits` or `size`: there is no size to look at")
+        if self.size is not None:
+            parse_size(self.size)
+        self.recipe  # noqa: B018, which refuses weights that are none
+
+    @property
+    def recipe(self) -> Recipe:
+        """What all recipes of the plan share."""
+        return Recipe(weights=self.weights, weights_exponent=self.weights_exponent, seed=self.seed)
+
+    def check_folder(self) -> None:
+        """Refuse a folder that must not or cannot be written; see `check_target`."""
+        if self.output is not None:
+            check_target(Path(self.output), self.overwrite, local_folder(self.model))
+
+
+@dataclass(frozen=True)
+class ExpandOptions(Options):
+    """The options of `projclust expand`."""
+
+    path: str = argument("The folder or the Hub id of a compressed model.", "PATH")
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR")
+    overwrite: bool = option(False, _OVERWRITE)
+    revision: str | None = option(None, _REVISION)
+
+    def check_folder(self) -> None:
+        """Refuse a folder that must not or cannot be written; see `check_target`."""
+        check_target(Path(self.output), self.overwrite, local_folder(self.path))
+
+
+@dataclass(frozen=True)
+class InspectOptions(Options):
+    """The options of `projclust inspect`."""
+
+    path: str = argument("The folder or the Hub id of a dense or compressed model.", "PATH")
+    revision: str | None = option(None, _REVISION)
+
+
+@dataclass(frozen=True)
+class PushOptions(Options):
+    """The options of `projclust push`."""
+
+    path: str = argument("A folder that projclust wrote.", "PATH")
+    repo: str = argument("The repository on the Hub, user/name.", "REPO")
+    private: bool = option(False, "Create the repository as a private one.")
+    dry_run: bool = option(False, "List the files; push nothing.")
+
+    def check(self) -> None:
+        """Refuse what names no repository; see `Options.check`."""
+        _check_repo(self.repo)
+
+
+@dataclass(frozen=True)
+class ReportOptions(Options):
+    """The options of `projclust report`."""
+
+    folders: tuple[str, ...] = argument("The folders that `projclust glue-eval` wrote.", "DIR")
+    output: str | None = option(
+        None, "The folder of the report (the DIR, if there is one).", "-o", "--output", metavar="OUT"
+    )
+    card: str | None = option(
+        None, "Also write the results into the model card of this compressed folder.", metavar="FOLDER"
+    )

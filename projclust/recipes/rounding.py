@@ -1,0 +1,196 @@
+"""Rounding to a few levels, with an fp16 scale for every group of numbers: the baselines of fixed size.
+
+They store nothing: each computes the rows that its decoder would rebuild, so that what rounded scales lose is lost
+here, and counts the bytes of all that it would need.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from projclust.errors import OptionError
+from projclust.recipes.problem import Estimate, Fitted, Problem, relative_errors
+from projclust.recipes.recipe import Recipe
+from projclust.shapes import DenseShape
+
+# Tried for the scale, as fractions of the one that clips nothing: with few levels, clipping the largest number of a
+# group so that the others are finer often pays.
+CLIPPING = tuple(step / 20 for step in range(20, 5, -1))
+NO_CLIPPING = (1.0,)
+
+# Columns of a row that share a scale.
+_GROUP, _NORMAL_FLOAT_GROUP = 32, 64
+# Rows that an estimate measures.
+_SAMPLE_ROWS = 8192
+
+_LARGEST_HALF = 65504.0
+# Numbers in a temporary: it stays in a core's cache through the search for the scale.
+_BLOCK = 2**17
+
+# 16 quantiles of a normal distribution, zero among them, scaled to [-1, 1] (Dettmers et al., QLoRA, NeurIPS 2023,
+# appendix E).
+_NORMAL_FLOAT = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+
+
+def settle(recipe: Recipe, table: DenseShape) -> Recipe:
+    """The recipe itself, which has one size; see `Recipe.settled`."""
+    if recipe.targets:
+        bits = table.bits_for_bytes(stored_bytes(recipe, table))
+        raise OptionError(f"{recipe.method} has one size, {bits:.4g} bits: drop `{recipe.targets[0]}`")
+    return recipe
+
+
+def stored_bytes(recipe: Recipe, table: DenseShape) -> int:
+    """See `Recipe.stored_bytes`."""
+    bits, group = _bits_and_group(recipe, table.d)
+    return table.n * rounded_row_bytes(table.d, bits, group)
+
+
+def _bits_and_group(recipe: Recipe, d: int) -> tuple[int, int]:
+    """The bits of a code, and how many columns share a scale: with int8 all of a row."""
+    bits = int(recipe.method[-1])
+    return bits, {"int8": d, "nf4": _NORMAL_FLOAT_GROUP}.get(recipe.method, _GROUP)
+
+
+def fit(recipe: Recipe, problem: Problem) -> Fitted:
+    """Round every row; see `Recipe.fit`."""
+    table = problem.table
+    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), table.numel(), rebuilt=_rounded(recipe, table))
+
+
+def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
+    """What rounding leaves of a sample of the rows: each is rounded by itself."""
+    n, table, sample = problem.shape.n, problem.table, None
+    if n > _SAMPLE_ROWS:
+        generator = torch.Generator().manual_seed(recipes[0].seed)
+        sample = torch.randperm(n, generator=generator)[:_SAMPLE_ROWS]
+    for recipe in recipes:
+        started = time.perf_counter()
+
+        def rebuild(ids: Tensor, recipe: Recipe = recipe) -> Tensor:
+            return _rounded(recipe, table[ids.to(table.device)])
+
+        errors = relative_errors(rebuild, table, problem.weights, sample)
+        took, size = time.perf_counter() - started, stored_bytes(recipe, problem.shape)
+        yield Estimate(recipe.method, size, errors, sample is not None, rebuild, seconds=took)
+
+
+def _rounded(recipe: Recipe, rows: Tensor) -> Tensor:
+    bits, group = _bits_and_group(recipe, rows.shape[1])
+    if recipe.method == "nf4":
+        return round_normal_float(rows, group)
+    return round_rows(rows, bits, group, NO_CLIPPING if recipe.method == "int8" else CLIPPING)
+
+
+def to_half(numbers: Tensor) -> Tensor:
+    """`numbers` as float16 stores them, in float32; what is too large for it becomes its largest."""
+    return numbers.clamp(-_LARGEST_HALF, _LARGEST_HALF).half().float()
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes of `bits` bits, packed."""
+    return -(-count * bits // 8)
+
+
+def rounded_row_bytes(d: int, bits: int, group: int) -> int:
+    """Bytes of a row: its packed codes, and a float16 scale for every `group` columns (the last group may be short)."""
+    return packed_bytes(d, bits) + 2 * -(-d // group)
+
+
+def round_rows(table: Tensor, bits: int, group: int, factors: tuple[float, ...]) -> Tensor:
+    """(n, d) float32 rows of `table`, every `group` columns of a row rounded with one scale; see `round_groups`."""
+    rebuilt = torch.empty(table.shape, device=table.device)
+    for block, into in _row_blocks(table, rebuilt):
+        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
+            place.copy_(_round_block(values, bits, factors, None))
+    return rebuilt
+
+
+def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None = None) -> Tensor:
+    """Round each row of `values` with one scale, the one of least weighted squared error among `factors`.
+
+    The levels are a float16 scale times -2^(bits-1) .. 2^(bits-1) - 1. The scale has the sign that puts the largest
+    number on the side with one level more (llama.cpp's Q4_0), which on MiniLM gains more than the bits of a zero point
+    would. Of two bits the levels are -1.5, -0.5, 0.5 and 1.5: there, a level for zero costs more than it brings.
+
+    Args:
+        values: (g, m) float32.
+        bits: of a code, 2 to 8.
+        factors: scales to try, as fractions of the one that clips nothing.
+        weights: (m,) of the columns; default: all one.
+
+    Returns:
+        (g, m) float32 rebuilt numbers.
+    """
+    rebuilt = torch.empty_like(values)
+    for block, into in _row_blocks(values, rebuilt):
+        into.copy_(_round_block(block, bits, factors, weights))
+    return rebuilt
+
+
+def round_normal_float(table: Tensor, group: int) -> Tensor:
+    """(n, d) float32 rows of `table` in NF4: the largest magnitude of every `group` columns is the float16 scale."""
+    levels = torch.tensor(_NORMAL_FLOAT, device=table.device)
+    limits = (levels[1:] + levels[:-1]) / 2
+    rebuilt = torch.empty(table.shape, device=table.device)
+    for block, into in _row_blocks(table, rebuilt):
+        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
+            scale = to_half(values.abs().amax(-1, keepdim=True))
+            place.copy_(levels[torch.bucketize(values / _divisor(scale), limits)] * scale)
+    return rebuilt
+
+
+def _round_block(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None) -> Tensor:
+    offset = 0.5 if bits == 2 else 0.0
+    lowest = offset - 2 ** (bits - 1)
+    highest = lowest + 2**bits - 1
+    extreme = values.gather(-1, values.abs().argmax(-1, keepdim=True))
+    best, least = torch.zeros_like(values), torch.full_like(extreme, torch.inf)
+    for factor in factors:
+        scale = to_half(extreme * (factor / lowest))
+        levels = (values / _divisor(scale) - offset).round_().add_(offset).clamp_(lowest, highest)
+        rebuilt = levels.mul_(scale)
+        errors = (rebuilt - values).square_()
+        error = errors.sum(-1, keepdim=True) if weights is None else errors @ weights.unsqueeze(1)
+        best = torch.where(error < least, rebuilt, best)
+        least = torch.minimum(error, least)
+    return best
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """`scale`, with one for zero: whatever the codes of such a group are, they rebuild to zeros."""
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _row_blocks(table: Tensor, rebuilt: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, _BLOCK // table.shape[1])
+    for block, into in zip(table.split(rows), rebuilt.split(rows), strict=True):
+        yield block.float(), into
+
+
+def _groups(rows: Tensor, group: int) -> Iterator[Tensor]:
+    """Views of `rows` (r, d): the full groups (r, g, group), then the short last one (r, 1, rest), where there are."""
+    full = rows.shape[1] // group * group
+    if full:
+        yield rows[:, :full].unflatten(1, (-1, group))
+    if full < rows.shape[1]:
+        yield rows[:, full:].unsqueeze(1)

@@ -1,0 +1,107 @@
+"""Row-weighted truncated SVD with rounded coefficients: the baselines of subspaces at equal bytes."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from projclust.clustering.fit import ClusteringOptions, fit_clustering
+from projclust.errors import OptionError
+from projclust.options import Method
+from projclust.recipes.problem import Estimate, Fitted, Problem, relative_errors
+from projclust.recipes.recipe import Recipe
+from projclust.recipes.rounding import NO_CLIPPING, packed_bytes, round_groups, to_half
+from projclust.shapes import DenseShape, largest
+
+# The columns of coefficients are long, and their largest number is further out than that of a group of 32.
+_COLUMN_CLIPPING = tuple(step / 20 for step in range(20, 1, -1))
+
+
+def settle(recipe: Recipe, table: DenseShape) -> Recipe:
+    """The recipe with a target in bits that some rank meets; see `Recipe.settled`."""
+    if table.d == 1:
+        raise OptionError(f"{recipe.method} needs a table of more than one column")
+    return settle_by_count(recipe, table, _size(recipe, table, 1), _rank(recipe, table))
+
+
+def settle_by_count(recipe: Recipe, table: DenseShape, least: int, count: int | None) -> Recipe:
+    """A baseline of free size with its target in bits.
+
+    Args:
+        least: the bytes of the smallest table it has.
+        count: the largest rank, or number of parts, within the target; None where there is none.
+
+    Raises:
+        OptionError: there is no target, or it is below that.
+    """
+    budget = recipe.budget(table)
+    if budget is None:
+        raise OptionError(f"{recipe.method} can have any size and needs a size, as in {recipe.method}:bits=1")
+    bits = table.bits_for_bytes(budget) if recipe.bits is None else recipe.bits
+    if count is None:
+        needed = table.bits_for_bytes(least)
+        raise OptionError(f"{recipe.method} takes at least {needed:.4g} bits per weight of this table, not {bits:g}")
+    # Beyond the bits of a dense table it stays a size.
+    return recipe if bits >= 32 else replace(recipe, bits=bits, size=None)
+
+
+def stored_bytes(recipe: Recipe, table: DenseShape) -> int:
+    """See `Recipe.stored_bytes`."""
+    return _size(recipe, table, _rank(recipe, table) or 1)
+
+
+def _rank(recipe: Recipe, table: DenseShape) -> int | None:
+    budget = recipe.budget(table) or 0
+    return largest(table.d - 1, lambda rank: _size(recipe, table, rank) <= budget)
+
+
+def _size(recipe: Recipe, table: DenseShape, rank: int) -> int:
+    bits = _code_bits(recipe)
+    if bits == 16:
+        return 2 * rank * (table.n + table.d)
+    scales = 2 * rank + 2 * rank  # of the coefficients' columns and of the basis's rows
+    return table.n * packed_bytes(rank, bits) + rank * table.d + scales
+
+
+def _code_bits(recipe: Recipe) -> int:
+    return {"svd-float16": 16, "svd-int8": 8, "svd-int4": 4}[recipe.method]
+
+
+def fit(recipe: Recipe, problem: Problem) -> Fitted:
+    """Decompose and round; see `Recipe.fit`."""
+    rank = _rank(recipe, problem.shape) or 1
+    rebuilt = _rebuilt(recipe, problem, _basis(problem, rank))
+    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), problem.table.numel(), rebuilt=rebuilt)
+
+
+def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
+    """What settled recipes of several sizes leave, decomposed once for all of them: no estimate, but quick."""
+    started = time.perf_counter()
+    ranks = [_rank(recipe, problem.shape) or 1 for recipe in recipes]
+    basis = _basis(problem, max(ranks))
+    for recipe, rank in dict(zip(recipes, ranks, strict=True)).items():
+        rebuilt = _rebuilt(recipe, problem, basis[:rank])
+        fitted = Fitted(recipe, problem, stored_bytes(recipe, problem.shape), problem.table.numel(), rebuilt=rebuilt)
+        errors = relative_errors(fitted.rows, problem.table, problem.weights)
+        took = time.perf_counter() - started
+        yield Estimate(recipe.method, fitted.bytes, errors, False, fitted.rows, seconds=took)
+        started = time.perf_counter()
+
+
+def _basis(problem: Problem, rank: int) -> Tensor:
+    """(rank, d) the leading right singular vectors."""
+    options = ClusteringOptions(1, rank, method=Method.SVD)
+    return fit_clustering(problem.table.float(), options, problem.relative_weights).bases[0]
+
+
+def _rebuilt(recipe: Recipe, problem: Problem, basis: Tensor) -> Tensor:
+    """(n, d) rows rebuilt from rounded coefficients in a rounded basis, which is not quite orthonormal."""
+    bits, rows = _code_bits(recipe), problem.table.float()
+    basis = to_half(basis) if bits == 16 else round_groups(basis, 8, NO_CLIPPING)
+    coefficients = rows @ torch.linalg.pinv(basis.double()).to(rows.dtype)  # (n, j)
+    if bits == 16:
+        return to_half(coefficients) @ basis
+    columns = coefficients.T.contiguous()
+    return round_groups(columns, bits, _COLUMN_CLIPPING, problem.relative_weights).T @ basis

@@ -1,0 +1,66 @@
+"""Names and figures as people read them, the same in Markdown, plots and on the terminal."""
+
+from pathlib import PurePath
+
+from projclust.glue.tasks import DEMO, TASKS
+from projclust.results.rows import Row
+from projclust.results.summary import Average, Mean, Summary
+
+DEMONSTRATION = "demonstration data, not GLUE"
+
+PROTOCOLS = {
+    "paper": "trained, compressed, trained further",
+    "pretrained": "compressed, then trained",
+    "as-is": "compressed earlier, then trained",
+}
+
+PROTOCOL_SENTENCES = {
+    "paper": "The model was trained on the task, its embedding was compressed (scores before), and all of it was "
+    "trained further (scores after); the dense model had the same further training.",
+    "pretrained": "The embedding was compressed in the model as it came, and the model was then trained on the task, "
+    "like the dense one (scores after); there are scores before only if it came with a classifier for the task.",
+    "as-is": "The model came compressed and was trained on the task (scores after); there are scores before only if "
+    "it came with a classifier for the task.",
+}
+
+
+def plain(text: str) -> str:
+    """Text from a file as one line without control characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's Hub id or path."""
+    return plain(PurePath(model).name or model)
+
+
+def heading(summary: Summary) -> str:
+    """Model and protocol."""
+    return f"{short_name(summary.model)}, protocol {summary.protocol} ({PROTOCOLS[summary.protocol]})"
+
+
+def task_title(row: Row) -> str:
+    """A task's name, marked where it is the demonstration or not all rows were used."""
+    name = TASKS[row.task].title + f", {DEMONSTRATION}" * (row.task == DEMO)
+    return name if row.limit is None else f"{name} (limited to {row.limit:,} rows)"
+
+
+def average_title(summary: Summary, average: Average) -> str:
+    """What an average is of, marked where any of its tasks is limited."""
+    limited = any(summary.tasks[task].limit is not None for task in average.tasks)
+    return f"average of {len(average.tasks)} tasks" + " (limited rows)" * limited
+
+
+def marks(summary: Summary) -> list[str]:
+    """What must be said wherever figures of all tasks are shown together."""
+    limits = sorted({row.limit for row in summary.tasks.values() if row.limit is not None})
+    limited = [f"limited to {' or '.join(f'{limit:,}' for limit in limits)} rows of a split"] if limits else []
+    return [DEMONSTRATION] * (DEMO in summary.tasks) + limited
+
+
+def points(mean: Mean | None, sign: bool = False) -> str:
+    """Points with their standard error, without the number of seeds; empty for None."""
+    if mean is None:
+        return ""
+    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.2f}"
+    return f"{mean.mean:{'+' if sign else ''}.2f}{error}"

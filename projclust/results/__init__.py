@@ -1,0 +1,1 @@
+"""Rows of measurements and what they say together."""

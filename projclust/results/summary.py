@@ -1,0 +1,296 @@
+"""Means, standard errors and drops against dense, from the rows of results.json."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from projclust.results.rows import DEMO, Row, merge_rows, variant_order
+
+BEFORE, AFTER = "before", "after"
+STAGES = (BEFORE, AFTER)
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds.
+
+    Attributes:
+        standard_error: sample standard deviation over the square root of the number of seeds; None for one seed.
+        seeds: how many values it is the mean of.
+    """
+
+    mean: float
+    standard_error: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one variant reached in one stage, in points.
+
+    Attributes:
+        drop: dense less this variant, paired: for each seed that both have, in the same stage. None for dense itself.
+    """
+
+    score: Mean
+    drop: Mean | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant on one task.
+
+    Attributes:
+        scores: by stage, "before" and "after" further training; a stage nothing was measured in is absent.
+        metrics: by stage, the mean of every metric, as fractions.
+        times_smaller: as of the variant, here alone: `best` may be of another size on every task.
+        diverged: seeds whose training diverged; nothing of theirs is in the means.
+    """
+
+    scores: dict[str, Score]
+    metrics: dict[str, dict[str, Mean]]
+    times_smaller: float
+    diverged: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean over tasks of every variant.
+
+    Attributes:
+        tasks: those averaged: every variant has a score on each of them with each of the seeds.
+        seeds: those averaged over.
+        scores: by label and stage.
+    """
+
+    tasks: list[str]
+    seeds: list[int]
+    scores: dict[str, dict[str, Score]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant and its size; the figures are means over its rows that did not diverge.
+
+    Attributes:
+        times_smaller: bytes of the dense embedding over those of this one.
+        relative_error: None where no row knows it.
+    """
+
+    label: str
+    variant: str
+    method: str
+    affine: bool
+    codes: str | None
+    compression_rate: float
+    bytes_stored: int
+    times_smaller: float
+    bits_per_weight: float
+    model_bytes_stored: int
+    relative_error: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All that was measured of one model under one protocol.
+
+    Attributes:
+        rows: sorted, each cell once.
+        tasks: for each task measured, one of its rows, for what all its rows share.
+        variants: dense first; the last is `best`.
+        cells: by task and label.
+        averages: one for both stages where these cover the same tasks and seeds, otherwise one for each; none where
+            the variants share fewer than two tasks of GLUE.
+    """
+
+    model: str
+    model_sha256: str
+    protocol: str
+    rows: list[Row]
+    tasks: dict[str, Row]
+    variants: list[Variant]
+    cells: dict[tuple[str, str], Cell]
+    averages: list[Average]
+
+    @property
+    def dense(self) -> str | None:
+        """The label of the dense variant, if it was measured."""
+        return next((variant.label for variant in self.variants if variant.variant == DENSE), None)
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages in which anything was measured."""
+        return [stage for stage in STAGES if any(stage in cell.scores for cell in self.cells.values())]
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, diverged ones too."""
+        return sorted({row.seed for row in self.rows})
+
+
+def summarize(rows: Iterable[Row]) -> list[Summary]:
+    """One summary for each model and protocol, in that order.
+
+    Raises:
+        ProjclustError: rows contradict each other; see `merge_rows`.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in merge_rows(rows):
+        groups.setdefault((row.model_sha256, row.protocol), []).append(row)
+    return sorted(map(_summary, groups.values()), key=lambda summary: (summary.model, summary.model_sha256))
+
+
+def mean_over_seeds(values: Sequence[float]) -> Mean:
+    """Mean and standard error of at least one value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Mean(statistics.fmean(values), error, len(values))
+
+
+def _summary(rows: list[Row]) -> Summary:
+    cells: dict[tuple[str, str], list[Row]] = {}
+    variants: dict[str, list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row.task, row.label), []).append(row)
+    for row in sorted(rows, key=lambda row: (row.status != "done", variant_order(row))):
+        variants.setdefault(row.label, []).append(row)
+    dense = next((row.label for row in rows if row.variant == DENSE), None)
+    return Summary(
+        rows[0].model,
+        rows[0].model_sha256,
+        rows[0].protocol,
+        rows,
+        {row.task: row for row in rows},
+        [_variant(of_label) for of_label in variants.values()],
+        {(task, label): _cell(cells, task, label, dense) for task, label in cells},
+        _averages(cells, dense),
+    )
+
+
+def _variant(rows: list[Row]) -> Variant:
+    rows = _sized(rows)
+    first = rows[0]
+    errors = [row.relative_error for row in rows if row.relative_error is not None]
+    return Variant(
+        first.label,
+        first.variant,
+        first.method,
+        bool(first.affine),
+        first.codes,
+        statistics.fmean(row.compression_rate for row in rows),
+        round(statistics.fmean(row.bytes_stored for row in rows)),
+        _times_smaller(rows),
+        statistics.fmean(row.bits_per_weight for row in rows),
+        round(statistics.fmean(row.model_bytes_stored for row in rows)),
+        statistics.fmean(errors) if errors else None,
+    )
+
+
+def _sized(rows: list[Row]) -> list[Row]:
+    """Rows whose sizes are measured: where already the dense model's training diverged, nothing was compressed."""
+    return [row for row in rows if row.status == "done"] or rows
+
+
+def _times_smaller(rows: list[Row]) -> float:
+    return rows[0].bytes_dense / statistics.fmean(row.bytes_stored for row in rows)
+
+
+def _cell(cells: dict[tuple[str, str], list[Row]], task: str, label: str, dense: str | None) -> Cell:
+    rows = cells[task, label]
+    against = cells.get((task, dense), []) if dense is not None and label != dense else []
+    scores, metrics = {}, {}
+    for stage in STAGES:
+        points = _points(rows, stage)
+        if points:
+            scores[stage] = _score(points, _points(against, stage))
+            metrics[stage] = _metrics(rows, stage)
+    return Cell(scores, metrics, _times_smaller(_sized(rows)), sum(row.status == "diverged" for row in rows))
+
+
+def _points(rows: list[Row], stage: str) -> dict[int, float]:
+    """Score by seed."""
+    scores = {row.seed: getattr(row, f"score_{stage}") for row in rows if row.status == "done"}
+    return {seed: score for seed, score in scores.items() if score is not None}
+
+
+def _score(points: dict[int, float], dense: dict[int, float]) -> Score:
+    drops = [dense[seed] - score for seed, score in points.items() if seed in dense]
+    return Score(mean_over_seeds(list(points.values())), mean_over_seeds(drops) if drops else None)
+
+
+def _metrics(rows: list[Row], stage: str) -> dict[str, Mean]:
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.status == "done":
+            for name, value in (getattr(row, f"metrics_{stage}") or {}).items():
+                values.setdefault(name, []).append(value)
+    return {name: mean_over_seeds(of_metric) for name, of_metric in values.items()}
+
+
+def _averages(cells: dict[tuple[str, str], list[Row]], dense: str | None) -> list[Average]:
+    averages: dict[tuple[object, ...], Average] = {}
+    for stage in STAGES:
+        points = {key: _points(rows, stage) for key, rows in cells.items() if key[0] != DEMO}
+        tasks, seeds = _shared(points)
+        if len(tasks) < 2:
+            continue
+        labels = dict.fromkeys(label for _, label in points)
+        means = {
+            label: {seed: statistics.fmean(points[task, label][seed] for task in tasks) for seed in seeds}
+            for label in labels
+        }
+        average = averages.setdefault((*tasks, *seeds), Average(tasks, seeds, {label: {} for label in labels}))
+        for label in labels:
+            against = means.get(dense, {}) if dense is not None and label != dense else {}
+            average.scores[label][stage] = _score(means[label], against)
+    return list(averages.values())
+
+
+def _shared(points: dict[tuple[str, str], dict[int, float]]) -> tuple[list[str], list[int]]:
+    """The most tasks for which some seed has a score of every variant, and all seeds that have them.
+
+    The tasks are the same for every seed, so that the spread over seeds is not one over tasks.
+    """
+    labels = {label for _, label in points}
+    seeds = sorted({seed for scores in points.values() for seed in scores})
+    tasks = list(dict.fromkeys(task for task, _ in points))
+    has = {
+        seed: {task for task in tasks if all(seed in points.get((task, label), {}) for label in labels)}
+        for seed in seeds
+    }
+    sets = list(has.values())
+    chosen = max(sets, key=lambda one: (len(one), sum(one <= other for other in sets)), default=set())
+    return [task for task in tasks if task in chosen], [seed for seed in seeds if chosen <= has[seed]]
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """A summary as one JSON object, without the rows it is made of."""
+    return {
+        "model": summary.model,
+        "model_sha256": summary.model_sha256,
+        "protocol": summary.protocol,
+        "seeds": summary.seeds,
+        "tasks": [
+            {"task": task, "demonstration": task == DEMO, "limit": row.limit, "validation_rows": row.validation_rows}
+            for task, row in summary.tasks.items()
+        ],
+        "variants": [asdict(variant) for variant in summary.variants],
+        "results": [
+            {"task": task, "label": label, "diverged": cell.diverged, **_stages_json(cell.scores)}
+            for (task, label), cell in summary.cells.items()
+        ],
+        "averages": [
+            {
+                "tasks": average.tasks,
+                "seeds": average.seeds,
+                "results": [{"label": label, **_stages_json(scores)} for label, scores in average.scores.items()],
+            }
+            for average in summary.averages
+        ],
+    }
+
+
+def _stages_json(scores: dict[str, Score]) -> dict[str, Any]:
+    return {stage: asdict(scores[stage]) if stage in scores else None for stage in STAGES}

@@ -1,0 +1,314 @@
+"""Tables whose rows are packed codes, and the lookup that decodes the rows it needs."""
+
+import warnings
+from operator import mul
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from projclust.coding.codebooks import NONE
+from projclust.coding.decode import Windows, unit_coordinates, windows_of
+from projclust.coding.layout import ClassLayout, row_starts
+from projclust.coding.packing import unpack_nibbles
+from projclust.coding.stored import SideTables, as_stored, read_classes, read_side_tables, store_side_tables
+from projclust.errors import ProjclustError
+from projclust.shapes import CodedShape
+from projclust.tables.grouped import grouped_product
+from projclust.tables.lookup import EmbeddingLookup
+from projclust.tables.table import CompressedTable
+
+# The rows of a table that are decoded at once.
+BLOCK_ROWS = 2048
+_LATENT = ("latent_deviations", "latent_means", "latent_decoders")
+
+
+class Addresses(NamedTuple):
+    """What follows from the stored bytes of a table and is derived once.
+
+    Attributes:
+        starts: (n,) the first byte of each row's code.
+        classes: (n,) uint8.
+        windows: where the coordinates of a row of each class lie in its code.
+        layouts: the same, class by class.
+        rows: the number of rows of each class.
+    """
+
+    starts: Tensor
+    classes: Tensor
+    windows: Windows
+    layouts: list[ClassLayout]
+    rows: list[int]
+
+
+class CodedTable(CompressedTable[CodedShape]):
+    """A table of n rows in d dimensions, each row a short string of bits: ``row = mean + coordinates @ decoder``.
+
+    A row belongs to a class, which says how many bits each of its coordinates has; what is decoded from them is
+    multiplied by the coordinate's deviation in that class. In memory lie the bytes of the file, as uint8 buffers of the
+    primary table (see docs/format.md): half() and to(dtype) change the dtype of what is decoded and, while nothing of
+    it is trained, no byte. Secondary tables (a tied head) hold nothing and read the primary.
+
+    The buffer of codes is called `weight` on purpose: software that does not know the format stops at its shape instead
+    of going on with a random table.
+
+    After `unfreeze` three float parameters take the place of everything stored beside the codes: what is read are their
+    values rounded to what can be stored, and gradients pass the rounding as if it were not there (Bengio et al.,
+    "Estimating or propagating gradients through stochastic neurons", 2013). So training sees what saving keeps, and
+    a checkpoint's size never changes.
+
+    Attributes:
+        latent_deviations, latent_means, latent_decoders: (C, r), (C, d) and (G, r, d) after `unfreeze`; else None, as
+            are the means of a table that has none. Deviations, of very different sizes, are there as logarithms to
+            base 2: a step of an optimizer changes all by the same factor.
+    """
+
+    weight: Tensor
+    kinds: Tensor
+    _like: Tensor
+    latent_deviations: nn.Parameter | None
+    latent_means: nn.Parameter | None
+    latent_decoders: nn.Parameter | None
+
+    def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+        self._warns = True
+        if self.primary is self:
+            for name, size in self.shape.stored.items():
+                self.register_buffer(name, torch.empty(size, dtype=torch.uint8, device=device))
+        # Without data: it has the dtype of what is decoded, which half() and the like change.
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        for name in _LATENT:
+            self.register_parameter(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        # What reads the weight of a tied layer (its device, whether it was loaded) finds that of the primary.
+        if name == "weight" and self.__dict__.get("_primary"):
+            return self.primary.weight
+        return super().__getattr__(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the decoded rows."""
+        return self._like.dtype
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it is trained."""
+        return self.primary.latent_decoders is None
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The stored bytes by name; after training those of what was trained.
+
+        Raises:
+            ProjclustError: what was trained is no number any more.
+        """
+        owner = self.primary
+        bytes_of = {name: getattr(owner, name) for name in self.shape.stored}
+        return bytes_of if owner.is_frozen else bytes_of | owner._latent_bytes()
+
+    @torch.no_grad()
+    def set_stored(self, stored: dict[str, Tensor]) -> None:
+        """Fill the table with the bytes of `shape.stored`."""
+        for name in self.shape.stored:
+            getattr(self, name).copy_(stored[name])
+        self._forget()
+
+    @torch.no_grad()
+    def unfreeze(self) -> None:
+        """Give the primary float parameters for all but the codes; before the optimizer is made."""
+        owner = self.primary
+        if owner.is_frozen:
+            side = owner._read_side_tables()
+            deviations = torch.where(side.kinds != NONE, side.deviations, 1.0).log2()
+            for name, values in zip(_LATENT, (deviations, side.means, side.decoders), strict=True):
+                setattr(owner, name, None if values is None else nn.Parameter(values))
+
+    def requires_grad_(self, requires_grad: bool = True) -> "CodedTable":
+        """As `nn.Module.requires_grad_`; of a frozen table, which has no parameters, True first makes them."""
+        if requires_grad and self.primary is self:
+            self.unfreeze()
+        self._warns = False  # whoever says it knows
+        super().requires_grad_(requires_grad)
+        return self
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Undo `unfreeze`: what was trained becomes the stored bytes."""
+        owner = self.primary
+        if not owner.is_frozen:
+            stored = owner._latent_bytes()
+            for name in _LATENT:
+                setattr(owner, name, None)
+            owner.set_stored(owner.stored | stored)
+
+    def side_tables(self) -> SideTables:
+        """What rows are decoded with; differentiable after `unfreeze`."""
+        owner = self.primary
+        if owner.is_frozen:
+            with torch.no_grad():
+                return owner._read_side_tables()
+        latent = owner._latent_tables()
+        with torch.no_grad():
+            read = as_stored(latent, owner.shape.decoder_bits)
+        return SideTables(
+            kinds=read.kinds,
+            deviations=_straight_through(latent.deviations, read.deviations),
+            means=None if latent.means is None or read.means is None else _straight_through(latent.means, read.means),
+            decoders=_straight_through(latent.decoders, read.decoders),
+        )
+
+    def addresses(self) -> Addresses:
+        """Where everything lies in the codes; derived anew when the bytes it follows from were changed or moved.
+
+        Raises:
+            ProjclustError: the bytes contradict each other.
+        """
+        addresses: Addresses = self._derived()
+        return addresses
+
+    def _ids(self) -> list[Tensor]:
+        return [getattr(self.primary, name) for name in ("classes", "kinds") if name in self.shape.stored]
+
+    def _derive(self) -> Addresses:
+        shape, stored = self.shape, {name: getattr(self, name) for name in self.shape.stored}
+        side = read_side_tables(stored, shape.rank, shape.d, shape.decoder_bits)
+        parts = {"gains": side.deviations, "mean_scales": side.means, "decoder_scales": side.decoders}
+        for name, part in parts.items():
+            if part is not None and not bool(part.isfinite().all()):
+                raise ProjclustError(f"the embedding's {name} have NaN or infinite entries")
+        classes = read_classes(stored, shape.n, shape.classes)
+        layouts = side.layouts()
+        rows = torch.bincount(classes, minlength=shape.classes).tolist()
+        row_bytes = [layout.row_bytes for layout in layouts]
+        if sum(map(mul, rows, row_bytes)) != shape.code_bytes:
+            raise ProjclustError("the codes have another length than their classes and kinds add up to")
+        return Addresses(
+            starts=row_starts(classes, row_bytes),
+            classes=classes.to(torch.uint8),
+            windows=windows_of(layouts, shape.rank, self.weight.device),
+            layouts=layouts,
+            rows=rows,
+        )
+
+    @torch.no_grad()
+    def dense_weight(self) -> Tensor:
+        """(n, d) the table itself."""
+        ids = torch.arange(self.shape.n, device=self.primary.weight.device)
+        return torch.cat([self.decode(block) for block in ids.split(BLOCK_ROWS)])
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """(N, d) rows of the table, in the dtype of the embedding."""
+        addresses, shape = self.addresses(), self.shape
+        # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
+        starts = F.embedding(ids, addresses.starts.to(ids.device).unsqueeze(1)).squeeze(1)
+        classes = addresses.classes.to(ids.device).index_select(0, ids).long()
+        side, codes = self.side_tables(), self.primary.weight.to(ids.device)
+        windows = Windows(*(part.to(ids.device) for part in addresses.windows))
+        coordinates = unit_coordinates(codes, windows, starts, classes)
+        coordinates = coordinates * side.deviations.to(ids.device).index_select(0, classes)
+        decoders = side.decoders.to(ids.device)
+        if shape.decoders == 1:
+            rows = coordinates @ decoders[0]
+        else:
+            rows = grouped_product(coordinates, classes * shape.decoders // shape.classes, decoders)
+        if side.means is not None:
+            rows = rows + side.means.to(ids.device).index_select(0, classes)
+        return rows.to(self.dtype)
+
+    def train(self, mode: bool = True) -> "CodedTable":
+        """As `nn.Module.train`; says that codes alone do not learn."""
+        if self._warns and mode and not self.training and self.primary is self and self.is_frozen:
+            warnings.warn(
+                "the coded embedding stays as it is in training; projclust.unfreeze(model), called before the "
+                "optimizer is made, lets its means, deviations and decoder learn",
+                stacklevel=2,
+            )
+        super().train(mode)
+        return self
+
+    def _read_side_tables(self) -> SideTables:
+        shape = self.shape
+        return read_side_tables(self.stored, shape.rank, shape.d, shape.decoder_bits)
+
+    def _latent_bytes(self) -> dict[str, Tensor]:
+        latent = self._latent_tables()
+        values = (latent.deviations, latent.means, latent.decoders)
+        if not all(own is None or bool(own.isfinite().all()) for own in values):
+            raise ProjclustError("training has made the embedding NaN or infinite")
+        return store_side_tables(latent, self.shape.decoder_bits)[0]
+
+    def _latent_tables(self) -> SideTables:
+        """What is trained, before it is rounded to what is stored."""
+        assert self.latent_deviations is not None
+        assert self.latent_decoders is not None
+        kinds, means = unpack_nibbles(self.kinds, self.shape.rank), self.latent_means
+        deviations = torch.exp2(self.latent_deviations.float()) * (kinds != NONE)
+        floats = None if means is None else means.float()
+        return SideTables(kinds=kinds, deviations=deviations, means=floats, decoders=self.latent_decoders.float())
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in _LATENT:
+            destination.pop(prefix + name, None)
+        if self.primary is self and not self.is_frozen:
+            destination |= {prefix + name: values for name, values in self._latent_bytes().items()}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        trained = {name: getattr(self, name) for name in _LATENT}
+        for name in _LATENT:  # they are no part of what is stored
+            setattr(self, name, None)
+        super()._load_from_state_dict(*args, **kwargs)
+        if trained["latent_decoders"] is not None:
+            self.unfreeze()
+            for name, parameter in trained.items():
+                if parameter is not None:  # the same ones, which an optimizer may hold
+                    with torch.no_grad():
+                        parameter.copy_(getattr(self, name))
+                    setattr(self, name, parameter)
+
+    def table_text(self) -> str:
+        shape = self.shape
+        bits = 8 * shape.bytes / (shape.n * shape.d)
+        return f"{shape.classes} classes, rank {shape.rank}, {bits:.3f} bits per weight"
+
+
+class CodedEmbedding(EmbeddingLookup[CodedShape], CodedTable):
+    """Drop-in for `nn.Embedding` over a coded table; docs/format.md describes what it stores.
+
+    Ids of any shape give vectors of shape ``ids.shape + (d,)``. Nothing is trained before `unfreeze`.
+
+    Args:
+        shape: the sizes of everything stored, as `CodedMatrix` has them.
+        padding_idx: as in `nn.Embedding`: this token gives no gradient.
+        scale: factor on the output, rounded to its dtype first (Gemma, BART); None for no scaling.
+        dtype: the dtype of the output; torch's default.
+        device: where the bytes are.
+        primary: the embedding whose table this one reads (T5, BART).
+
+    Raises:
+        IndexError: in forward, when an id is outside the vocabulary.
+
+    Example::
+
+        coded = fit_coded(table, budget=table.numel() // 4)  # two bits for each entry
+        embedding = CodedEmbedding(coded.shape, padding_idx=0)
+        embedding.set_stored(coded.stored)
+        vectors = embedding(torch.tensor([[101, 7592, 102]]))  # (1, 3, d)
+    """
+
+    def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        distinct, inverse = ids.unique(return_inverse=True)
+        return self._decode_static(distinct), inverse
+
+    def _decode_static(self, ids: Tensor) -> Tensor:
+        rows = self.decode(ids)
+        if self.padding_idx is not None and torch.is_grad_enabled():
+            rows = self._without_padding_gradient(rows, ids == self.padding_idx)
+        return rows
+
+
+def _straight_through(latent: Tensor, read: Tensor) -> Tensor:
+    """The values of `read` with the gradient of `latent`."""
+    return read + (latent - latent.detach())  # in this order, to the last bit

@@ -1,0 +1,201 @@
+"""`CodedLMHead`: the output layer tied to a `CodedEmbedding`."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from projclust.coding.codebooks import STATES
+from projclust.coding.decode import entries
+from projclust.coding.layout import ClassLayout
+from projclust.coding.stored import decoder_of_each
+from projclust.shapes import CodedShape
+from projclust.tables.coded import BLOCK_ROWS, CodedTable
+from projclust.tables.head import TiedHead
+from projclust.tables.table import in_compiler
+
+# The positions whose logits are put in vocabulary order at once.
+_BLOCK_POSITIONS = 256
+
+
+class CodedLMHead(TiedHead[CodedShape], CodedTable):
+    """Drop-in for the `nn.Linear` that a language model ties to its embedding.
+
+    ``logits_c = (h D^T) coordinates_c^T + h mean_c`` for the rows of each class, decoded in blocks, then put in
+    vocabulary order, plus bias. The table is never there. Hidden states of shape (..., d) give logits of (..., n).
+
+    Args:
+        shape: that of `primary`.
+        bias: whether there is a bias of n entries.
+        dtype, device: those of the bias; torch's defaults.
+        primary: the embedding whose table this head reads.
+
+    Example::
+
+        head = CodedLMHead(embedding.shape, bias=True, primary=embedding)
+        logits = head(hidden)  # (2, 7, d) -> (2, 7, n)
+    """
+
+    _head_order: "_HeadOrder | None" = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits of shape ``hidden.shape[:-1] + (n,)``."""
+        side, device = self.side_tables(), hidden.device
+        inner = F.linear(hidden, side.decoders.flatten(0, 1).to(hidden))  # (..., G*r)
+        if side.means is None:
+            shift = hidden.new_zeros(*hidden.shape[:-1], self.shape.classes)
+        else:
+            shift = F.linear(hidden, side.means.to(hidden))  # (..., C)
+        flat_inner, flat_shift = inner.reshape(-1, inner.shape[-1]), shift.reshape(-1, shift.shape[-1])
+        make = _plain_logits if in_compiler() else _CodedLogits.apply
+        codes, order = self.primary.weight.to(device), self._order(device)
+        logits: Tensor = make(flat_inner, flat_shift, side.deviations.to(device), codes, order)
+        if self.bias is not None:
+            logits = logits + self.bias.to(logits.dtype)
+        return logits.view(*hidden.shape[:-1], self.out_features)
+
+    def _order(self, device: torch.device) -> "_HeadOrder":
+        """Where the rows of the table lie among the logits, class by class."""
+        addresses = self.addresses()
+        known = self._head_order
+        if known is not None and known.starts is addresses.starts and known.position.device == device:
+            return known
+        with torch.inference_mode(False), torch.no_grad():
+            rows = addresses.classes.long().argsort(stable=True)
+            position = torch.empty_like(rows)
+            position[rows] = torch.arange(len(rows), device=rows.device)
+            groups = decoder_of_each(self.shape.classes, self.shape.decoders)
+            blocks, first_row, first_byte = [], 0, 0
+            for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
+                own = layout.to(device)
+                inner = own.coded + groups[number] * self.shape.rank
+                for start in range(0, count, BLOCK_ROWS):
+                    first, size = first_byte + start * layout.row_bytes, min(BLOCK_ROWS, count - start)
+                    blocks.append(_Block(number, first_row + start, size, first_byte=first, inner=inner, layout=own))
+                first_row, first_byte = first_row + count, first_byte + count * layout.row_bytes
+            values, starts = addresses.windows.values.to(device), addresses.starts
+            order = _HeadOrder(position.to(device), rows.to(device), blocks=blocks, values=values, starts=starts)
+            if not in_compiler():  # an exported program changes no module
+                self._head_order = order
+        return order
+
+
+class _Block(NamedTuple):
+    """Rows of one class that are decoded together.
+
+    Attributes:
+        number: the number of the class.
+        first_row, rows: the first of them among the rows in the order of the classes, and how many they are.
+        first_byte: where their codes begin.
+        inner: (m,) the coordinates with codes, among those of all decoders.
+        layout: that of the rows.
+    """
+
+    number: int
+    first_row: int
+    rows: int
+    first_byte: int
+    inner: Tensor
+    layout: ClassLayout
+
+    def unit_coordinates(self, codes: Tensor, values: Tensor) -> Tensor:
+        """(m, rows) in units of their deviations."""
+        row_bytes = self.layout.row_bytes
+        own = codes[self.first_byte : self.first_byte + self.rows * row_bytes].view(self.rows, row_bytes)
+        # Bytes first: then whole rows are selected, many times faster on a CPU than entries of each row.
+        pairs = own.t().int() << 8  # (row_bytes, rows)
+        pairs[:-1] |= own.t()[1:]
+        places = pairs.index_select(0, self.layout.byte)
+        places >>= self.layout.shift.unsqueeze(1)
+        places &= STATES - 1
+        places += self.layout.entry.unsqueeze(1)
+        return entries(values, places)
+
+    def coordinates(self, codes: Tensor, values: Tensor, deviations: Tensor) -> Tensor:
+        """(m, rows) float32 coordinates of the rows."""
+        return self.unit_coordinates(codes, values) * deviations[self.number, self.layout.coded].unsqueeze(1)
+
+
+class _HeadOrder(NamedTuple):
+    """The rows of the table class by class.
+
+    Attributes:
+        position: (n,) vocabulary row i is row ``position[i]`` of the classes'.
+        rows: (n,) the inverse.
+        blocks: all rows, some at a time.
+        values: (tables * 256,) what codes are decoded by.
+        starts: those of the addresses that this was derived from.
+    """
+
+    position: Tensor
+    rows: Tensor
+    blocks: list[_Block]
+    values: Tensor
+    starts: Tensor
+
+
+def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
+    """Logits by operations that a compiler can follow."""
+    parts = []
+    for block in order.blocks:
+        coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
+        part = inner.index_select(1, block.inner) @ coordinates
+        parts.append(part + shift[:, block.number : block.number + 1])
+    return torch.cat(parts, 1).index_select(1, order.position)
+
+
+class _CodedLogits(torch.autograd.Function):
+    """Logits of N positions: a block of rows is decoded, used and forgotten, in either direction.
+
+    Inputs: inner (N, G*r); shift (N, C); deviations (C, r) float32; codes (B,) uint8. Output: (N, n).
+    """
+
+    @staticmethod
+    def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
+        logits = inner.new_empty(len(inner), len(order.rows))
+        for block in order.blocks:
+            coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
+            part = logits[:, block.first_row : block.first_row + block.rows]
+            start = shift[:, block.number : block.number + 1]
+            torch.addmm(start, inner.index_select(1, block.inner), coordinates, out=part)
+        for positions in logits.split(_BLOCK_POSITIONS):
+            positions.copy_(positions.index_select(1, order.position))
+        return logits
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        inner, _, deviations, codes, ctx.order = inputs
+        ctx.save_for_backward(inner, deviations, codes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inner, deviations, codes = ctx.saved_tensors
+        order: _HeadOrder = ctx.order
+        wants_inner, wants_shift, wants_deviations = ctx.needs_input_grad[:3]
+        # Sums over all blocks, of what may be in half precision.
+        exact = torch.promote_types(inner.dtype, torch.float32)
+        to_inner = torch.zeros_like(inner, dtype=exact)
+        to_shift = to_inner.new_zeros(len(inner), len(deviations))
+        to_deviations = torch.zeros_like(deviations)
+        grouped = gradient.index_select(1, order.rows)
+        for block in order.blocks:
+            part = grouped[:, block.first_row : block.first_row + block.rows]
+            unit = block.unit_coordinates(codes, order.values)
+            own = deviations[block.number, block.layout.coded].unsqueeze(1)
+            if wants_inner:
+                to_inner.index_add_(1, block.inner, (part @ (unit * own).t().to(part.dtype)).to(exact))
+            if wants_shift:
+                to_shift[:, block.number] += part.sum(1, dtype=exact)
+            if wants_deviations:
+                found = inner.index_select(1, block.inner).t() @ part  # (m, rows)
+                to_deviations[block.number].index_add_(0, block.layout.coded, (found.float() * unit).sum(1))
+        return (
+            to_inner.to(inner.dtype) if wants_inner else None,
+            to_shift.to(inner.dtype) if wants_shift else None,
+            to_deviations if wants_deviations else None,
+            None,
+            None,
+        )

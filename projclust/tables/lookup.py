@@ -1,0 +1,122 @@
+"""What every compressed embedding does around the decoding of rows: shapes, padding, the scale of Gemma and BART."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from projclust.tables.table import CompressedTable, Shape, in_compiler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class EmbeddingLookup(CompressedTable[Shape]):
+    """The lookup of an embedding whose table is not there, to be mixed in with a table that decodes rows.
+
+    Distinct tokens of a batch are decoded once. On accelerators and under torch.compile and torch.export, where shapes
+    may not depend on data, every token is decoded.
+
+    Attributes:
+        num_embeddings, embedding_dim: n and d.
+        padding_idx: as in `nn.Embedding`: this token gives no gradient to anything.
+        scale: factor on the output, rounded to the output's dtype first; None for no scaling.
+        dense_class: the class of the embedding that `to_dense` makes.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        padding_idx: int | None = None,
+        scale: float | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        primary: CompressedTable[Shape] | None = None,
+    ) -> None:
+        super().__init__(shape, dtype, device, primary)
+        self.num_embeddings, self.embedding_dim = shape.n, shape.d
+        self.padding_idx = padding_idx
+        self.scale = scale
+        self.dense_class: type[nn.Embedding] = nn.Embedding
+
+    @classmethod
+    def from_dense(cls, old: nn.Embedding, shape: Shape, primary: CompressedTable[Shape] | None = None) -> "Self":
+        """The embedding, yet to be filled, that takes the place of `old`, with its device, dtype, padding and scale."""
+        dtype, device = old.weight.dtype, old.weight.device
+        new = cls(shape, old.padding_idx, _scale_of(old), dtype=dtype, device=device, primary=primary)
+        new.dense_class = type(old)
+        new.training = old.training
+        return new
+
+    def to_dense(self, weight: nn.Parameter) -> nn.Embedding:
+        """The embedding of `dense_class` with this weight, (n, d), and the padding and scale."""
+        options: dict[str, Any] = {} if self.scale is None else {"embed_scale": self.scale}
+        # With one row, for the weight is replaced next; and without touching anybody's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            embedding = self.dense_class(1, self.embedding_dim, None, **options).to(weight.device)
+        embedding.num_embeddings, embedding.padding_idx = self.num_embeddings, self.padding_idx
+        embedding.weight = weight
+        return embedding.train(self.training)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors of shape ``ids.shape + (d,)``."""
+        flat = ids.reshape(-1)
+        # A lookup is not for autocast, which leaves that of nn.Embedding alone as well.
+        with torch.autocast(ids.device.type, enabled=False):
+            # Distinct tokens are data: a compiler has no shapes for them, and an accelerator would have to stop until
+            # the host knows them.
+            if ids.device.type != "cpu" or in_compiler():
+                rows = self._scaled(self._decode_static(flat))
+            else:
+                distinct_rows, inverse = self._decode_distinct(flat)
+                rows = F.embedding(inverse, self._scaled(distinct_rows))
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """(N, d) rows of the table for a vector of ids, without the scale: what the dense weight would hold."""
+        distinct_rows, inverse = self._decode_distinct(ids)
+        return F.embedding(inverse, distinct_rows)
+
+    def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the u distinct tokens, (u, d), and for each token which of them it is, (N,)."""
+        raise NotImplementedError
+
+    def _decode_static(self, ids: Tensor) -> Tensor:
+        """The row of every token, (N, d), by operations whose shapes do not depend on data."""
+        raise NotImplementedError
+
+    def _without_padding_gradient(self, rows: Tensor, is_padding: Tensor) -> Tensor:
+        return torch.where(is_padding.unsqueeze(1), rows.detach(), rows)
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        return rows if self.scale is None else rows * _rounded(self.scale, rows.dtype)
+
+    def extra_repr(self) -> str:
+        text = f"{self.num_embeddings}, {self.embedding_dim}, {self.table_text()}"
+        text += "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return text if self.scale is None else f"{text}, scale={self.scale:g}"
+
+
+def is_known_lookup(module: nn.Module) -> bool:
+    """Whether a module does what `EmbeddingLookup` does: an ordinary embedding, or one scaled by a number."""
+    if type(module) is nn.Embedding:
+        return True
+    is_scaled = isinstance(module, nn.Embedding) and type(module).__name__.endswith("ScaledWordEmbedding")
+    return is_scaled and _scale_of(module) is not None
+
+
+def _scale_of(module: nn.Module) -> float | None:
+    # The scalar first: `embed_scale` may be a buffer without data while the model is on the meta device.
+    for attribute in ("scalar_embed_scale", "embed_scale"):
+        value = getattr(module, attribute, None)
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
+
+
+def _rounded(scale: float, dtype: torch.dtype) -> float:
+    """`scale` as the nearest number of `dtype`, which is what a scaled embedding multiplies by."""
+    if dtype.itemsize >= 4:
+        return scale
+    return cast(float, torch.tensor(scale, dtype=dtype, device="cpu").item())

@@ -1,0 +1,121 @@
+"""What all compressed embedding tables have in common."""
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from projclust.shapes import CodedShape, FactoredShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Shape = TypeVar("Shape", bound=FactoredShape | CodedShape)
+
+
+class CompressedTable(nn.Module, Generic[Shape]):
+    """An embedding table that is not there: its rows are made from something smaller.
+
+    Args:
+        shape: the sizes of everything that is stored.
+        dtype: the dtype of the rows.
+        device: where the stored tensors are allocated.
+        primary: the table whose stored tensors this one reads; None for a table that has its own.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        primary: "CompressedTable[Shape] | None",
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        # A list, so that the primary does not become a submodule of its secondary.
+        self._primary: list[Any] = [] if primary is None else [primary]
+        self._index: tuple[Any, Any] | None = None
+        self._allocate(dtype, device)
+
+    def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+        """Make what is stored, without values."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dense(cls, old: Any, shape: Shape, primary: "CompressedTable[Shape] | None" = None) -> "Self":
+        """The module, yet to be filled, that takes the place of a stock one on its device and with its dtype."""
+        raise NotImplementedError
+
+    def to_dense(self, weight: nn.Parameter) -> nn.Module:
+        """The stock module with this weight, (n, d), that takes the place of the compressed one."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        raise NotImplementedError
+
+    @property
+    def primary(self) -> Any:
+        """The table that holds what is stored: this one, or the one it is tied to."""
+        return self._primary[0] if self._primary else self
+
+    def dense_weight(self) -> Tensor:
+        """(n, d) the table itself. For export only: no forward pass builds it."""
+        raise NotImplementedError
+
+    def table_text(self) -> str:
+        """What `extra_repr` says of the table."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Derive now where rows lie in what is stored, so that a compiled forward finds it.
+
+        Raises:
+            ProjclustError: what is stored contradicts itself.
+        """
+        self._derived()
+
+    def _ids(self) -> list[Tensor]:
+        """The stored tensors that say where rows lie."""
+        raise NotImplementedError
+
+    def _derive(self) -> Any:
+        """Where rows lie, from the stored tensors of this table."""
+        raise NotImplementedError
+
+    def _derived(self) -> Any:
+        """What `_derive` makes of the primary's tensors; made anew when those were changed or moved."""
+        owner = self.primary
+        # A compiler cannot look at the state of a tensor, nor derive this: it takes what is there.
+        if owner._index is not None and (torch.compiler.is_compiling() or owner._index[0] == _state(owner._ids())):
+            return owner._index[1]
+        # As ordinary tensors, also under inference_mode: training may come next.
+        with torch.inference_mode(False), torch.no_grad():
+            owner._index = _state(owner._ids()), owner._derive()
+        return owner._index[1]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Self":
+        super()._apply(fn, recurse)
+        self._forget()
+        return self
+
+    def _forget(self) -> None:
+        was_derived, self._index = self._index is not None, None
+        # Now rather than on first use, so that a compiled forward finds it.
+        if was_derived and not any(tensor.is_meta for tensor in self._ids()):
+            self._derived()
+
+
+def in_compiler() -> bool:
+    """Whether operations are being recorded (torch.compile, torch.export, torch.jit.trace) and not just run."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def _state(tensors: list[Tensor]) -> list[Any]:
+    """Changes whenever tensors change or move, but for changes in place of inference tensors, which have no version."""
+    return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.device) for t in tensors]

@@ -1,0 +1,41 @@
+"""Names of row weights, such as "wordfreq:en,de"; imports no torch."""
+
+import math
+import re
+
+from projclust.errors import OptionError, ProjclustError
+
+UNIFORM, WORDFREQ, COUNTS, TEXT = "uniform", "wordfreq", "counts", "text"
+# Numbers that a caller gave; no name can be read back into them.
+GIVEN = "given"
+
+# A few hundred tokens make up half of all text. Weighed by plain frequency, a fit spends its bytes on them and starves
+# the rare, meaningful ones: the error per token of text falls, but the model's outputs get worse. Powers around 0.4
+# keep the sentence vectors of MiniLM nearest to the uncompressed model's (benchmarks/study_codes.py).
+DEFAULT_EXPONENT = 0.4
+
+
+def check_weights_name(name: str) -> None:
+    """Refuse a name that stands for no row weights.
+
+    Raises:
+        OptionError: it lists the names that there are.
+    """
+    source, _, detail = name.partition(":")
+    if name not in (UNIFORM, WORDFREQ) and not (source in (WORDFREQ, COUNTS, TEXT) and detail):
+        raise OptionError("`weights` must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE")
+
+
+def check_exponent(exponent: float) -> None:
+    """Refuse a power to which frequencies cannot be raised.
+
+    Raises:
+        ProjclustError: it is not a positive number.
+    """
+    if not (math.isfinite(exponent) and exponent > 0):
+        raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
+
+
+def languages(detail: str) -> list[str]:
+    """The language codes of "en,de", or of "en+de" where commas separate something else; English for none."""
+    return re.split("[,+]", detail) if detail else ["en"]

@@ -1,0 +1,114 @@
+"""`RowWeights`: row weights with their name, as jobs read, use and record them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from projclust.results.identity import identity_hash
+from projclust.weights.counts import read_counts
+from projclust.weights.importance import row_weights
+from projclust.weights.names import (
+    COUNTS,
+    DEFAULT_EXPONENT,
+    TEXT,
+    UNIFORM,
+    WORDFREQ,
+    check_exponent,
+    check_weights_name,
+    languages,
+)
+from projclust.weights.text import text_frequencies
+from projclust.weights.wordfreq import word_frequencies
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single answer to whether they are equal
+class RowWeights:
+    """Row weights by name.
+
+    Example::
+
+        weights = RowWeights.read("wordfreq:en,de", None, lambda: tokenizer, n_rows=30522)
+        compress_model(model, bits=2, sample_weight=weights.values)
+
+    Attributes:
+        name: as it was given: "uniform", "wordfreq:en,de", "counts:FILE" or "text:SOURCE".
+        frequencies: (n,) float64, how often each row is used, in any unit; None where the weights are uniform.
+        exponent: the power of the frequencies that the weights are; None where they are uniform, or given as they are.
+    """
+
+    name: str = UNIFORM
+    frequencies: Tensor | None = None
+    exponent: float | None = None
+
+    @classmethod
+    def read(
+        cls, name: str, exponent: float | None, tokenizer: Callable[[], PreTrainedTokenizerBase], n_rows: int
+    ) -> "RowWeights":
+        """The row weights that a name stands for.
+
+        Args:
+            name: one that `check_weights_name` accepts.
+            exponent: the power to which frequencies are raised; by default 0.4, but 1 for counts, whose numbers are the
+                weights as they stand. Uniform weights have none.
+            tokenizer: called where the model's tokenizer is needed.
+            n_rows: rows of the table.
+
+        Raises:
+            ProjclustError: there are no such weights; the exponent is not a positive number; the file or text is
+                missing or not one; the language is unknown; or what `tokenizer` raises.
+        """
+        check_weights_name(name)
+        if exponent is not None:
+            check_exponent(exponent)
+        source, _, detail = name.partition(":")
+        match source:
+            case "uniform":
+                return cls(name)
+            case "counts":
+                frequencies = read_counts(Path(detail), n_rows, lambda: dict(tokenizer().get_vocab()))
+            case "text":
+                frequencies = text_frequencies(detail, tokenizer(), n_rows)
+            case _:
+                frequencies = word_frequencies(tokenizer(), n_rows, languages(detail))
+        if exponent is None:
+            exponent = 1.0 if source == COUNTS else DEFAULT_EXPONENT
+        return cls(name, frequencies, exponent)
+
+    @cached_property
+    def values(self) -> Tensor | None:
+        """(n,) float64, the weights themselves, the largest being 1; None where they are uniform."""
+        if self.frequencies is None or self.exponent is None:
+            return self.frequencies
+        return row_weights(self.frequencies, self.exponent)
+
+    @property
+    def draws(self) -> Tensor | None:
+        """(n,) how often each row is drawn where a model is probed with random tokens; None for all alike."""
+        return None if self.values is None else self.values ** (1 / (self.exponent or 1.0))
+
+    def as_dict(self) -> dict[str, str | float | None]:
+        """What a checkpoint records of them."""
+        return {"weights": self.recorded, "weights_exponent": self.exponent}
+
+    @cached_property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the values; None where they are uniform."""
+        return None if self.values is None else identity_hash({"weights": self.values.tolist()})
+
+    @property
+    def recorded(self) -> str:
+        """The name as results hold it: commas between languages, and only the last part of a path on this machine."""
+        source, _, detail = self.name.partition(":")
+        if source == COUNTS:
+            return f"{COUNTS}:{Path(detail).name}"
+        if source == WORDFREQ:
+            return self.name.replace("+", ",")
+        path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
+        if source == TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
+            return f"{TEXT}:{Path(path).resolve().name}{colon}{config}"
+        return self.name
