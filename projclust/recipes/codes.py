@@ -1,6 +1,5 @@
 """Codes "auto": classes of rows, and for each coordinate of each class as many bits as it deserves."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -48,14 +47,11 @@ def fit(recipe: Recipe, problem: Problem) -> Fitted:
 
 def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
     """What settled recipes of several sizes would leave, predicted together."""
-    started = time.perf_counter()
     budgets = [stored_bytes(recipe, problem.shape) for recipe in recipes]
-    predictions = predict_coded(problem.table, budgets, problem.weights, problem.sensitivity)
-    took = (time.perf_counter() - started) / max(len(budgets), 1)
-    for found in predictions:
+    for found in predict_coded(problem.table, budgets, problem.weights, problem.sensitivity):
 
         def rebuild(ids: Tensor, prediction: Prediction = found) -> Tensor:
             return decoder(code_rows(prediction, ids.to(problem.table.device))).dense_weight()
 
         errors = Errors(found.relative_error, found.weighted_relative_error)
-        yield Estimate("auto", found.bytes, errors, True, rebuild, rebuilds_at_once=True, seconds=took)
+        yield Estimate("auto", found.bytes, errors, True, rebuild, rebuilds_at_once=True)

@@ -1,6 +1,5 @@
 """Product quantization (Jégou et al., PAMI 2011): each part of a row becomes the nearest of some centroids."""
 
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -62,7 +61,6 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
     n, rows = problem.shape.n, problem.table.float()
     weights = torch.ones(n, dtype=torch.float64) if problem.weights is None else problem.weights
     for recipe in recipes:
-        started = time.perf_counter()
         count = _parts(recipe, problem.shape) or 1
         parts = rows.tensor_split(count, 1)
         chosen = [parts[int((i + 0.5) * _PARTS_AN_ESTIMATE)] for i in range(count // _PARTS_AN_ESTIMATE)]
@@ -72,8 +70,7 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
             both = torch.stack([lost, part.double().square().sum(1)]).cpu()
             sums += torch.stack([both.sum(1), both @ weights])
         errors = Errors(*(error / max(norm, 1e-300) for error, norm in sums.tolist()))
-        took, size = time.perf_counter() - started, stored_bytes(recipe, problem.shape)
-        yield Estimate(recipe.method, size, errors, True, None, seconds=took)
+        yield Estimate(recipe.method, stored_bytes(recipe, problem.shape), errors, True, None)
 
 
 def _quantized(part: Tensor, weights: Tensor | None, seed: int) -> Tensor:

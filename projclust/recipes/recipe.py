@@ -1,7 +1,8 @@
 """`Recipe`: how a table is to be stored, as one value. Imports no torch, so that mistakes are refused at once."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -286,8 +287,10 @@ class Recipe(Options):
 
     def estimate(self, problem: "Problem", sizes: "Sequence[Recipe]" = ()) -> "Iterator[Estimate]":
         """What this settled recipe, and others of its method in `sizes`, would leave, found out quickly."""
-        found: Iterator[Estimate] = self._module.estimate([self, *sizes], problem)
-        return found
+        found, started = self._module.estimate([self, *sizes], problem), time.perf_counter()
+        for estimate in found:
+            yield replace(estimate, seconds=time.perf_counter() - started)
+            started = time.perf_counter()
 
     def identity(self) -> dict[str, Any]:
         """What of a settled recipe bears on a result, for caches."""

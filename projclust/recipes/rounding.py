@@ -4,7 +4,6 @@ They store nothing: each computes the rows that its decoder would rebuild, so th
 here, and counts the bytes of all that it would need.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -31,24 +30,14 @@ _BLOCK = 2**17
 
 # 16 quantiles of a normal distribution, zero among them, scaled to [-1, 1] (Dettmers et al., QLoRA, NeurIPS 2023,
 # appendix E).
+# fmt: off
 _NORMAL_FLOAT = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )
+# fmt: on
 
 
 def settle(recipe: Recipe, table: DenseShape) -> Recipe:
@@ -62,7 +51,8 @@ def settle(recipe: Recipe, table: DenseShape) -> Recipe:
 def stored_bytes(recipe: Recipe, table: DenseShape) -> int:
     """See `Recipe.stored_bytes`."""
     bits, group = _bits_and_group(recipe, table.d)
-    return table.n * rounded_row_bytes(table.d, bits, group)
+    scales = -(-table.d // group)  # in float16; the last group of a row may be short
+    return table.n * (packed_bytes(table.d, bits) + 2 * scales)
 
 
 def _bits_and_group(recipe: Recipe, d: int) -> tuple[int, int]:
@@ -84,21 +74,24 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
         generator = torch.Generator().manual_seed(recipes[0].seed)
         sample = torch.randperm(n, generator=generator)[:_SAMPLE_ROWS]
     for recipe in recipes:
-        started = time.perf_counter()
 
         def rebuild(ids: Tensor, recipe: Recipe = recipe) -> Tensor:
             return _rounded(recipe, table[ids.to(table.device)])
 
         errors = relative_errors(rebuild, table, problem.weights, sample)
-        took, size = time.perf_counter() - started, stored_bytes(recipe, problem.shape)
-        yield Estimate(recipe.method, size, errors, sample is not None, rebuild, seconds=took)
+        yield Estimate(recipe.method, stored_bytes(recipe, problem.shape), errors, sample is not None, rebuild)
 
 
-def _rounded(recipe: Recipe, rows: Tensor) -> Tensor:
-    bits, group = _bits_and_group(recipe, rows.shape[1])
-    if recipe.method == "nf4":
-        return round_normal_float(rows, group)
-    return round_rows(rows, bits, group, NO_CLIPPING if recipe.method == "int8" else CLIPPING)
+def _rounded(recipe: Recipe, table: Tensor) -> Tensor:
+    """(n, d) float32 rows of `table`, every group of columns of a row rounded with one scale."""
+    bits, group = _bits_and_group(recipe, table.shape[1])
+    factors = NO_CLIPPING if recipe.method == "int8" else CLIPPING
+    rebuilt = torch.empty(table.shape, device=table.device)
+    for block, into in _row_blocks(table, rebuilt):
+        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
+            is_normal = recipe.method == "nf4"
+            place.copy_(_round_normal_float(values) if is_normal else _round_block(values, bits, factors, None))
+    return rebuilt
 
 
 def to_half(numbers: Tensor) -> Tensor:
@@ -109,20 +102,6 @@ def to_half(numbers: Tensor) -> Tensor:
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of `count` codes of `bits` bits, packed."""
     return -(-count * bits // 8)
-
-
-def rounded_row_bytes(d: int, bits: int, group: int) -> int:
-    """Bytes of a row: its packed codes, and a float16 scale for every `group` columns (the last group may be short)."""
-    return packed_bytes(d, bits) + 2 * -(-d // group)
-
-
-def round_rows(table: Tensor, bits: int, group: int, factors: tuple[float, ...]) -> Tensor:
-    """(n, d) float32 rows of `table`, every `group` columns of a row rounded with one scale; see `round_groups`."""
-    rebuilt = torch.empty(table.shape, device=table.device)
-    for block, into in _row_blocks(table, rebuilt):
-        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
-            place.copy_(_round_block(values, bits, factors, None))
-    return rebuilt
 
 
 def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None = None) -> Tensor:
@@ -147,16 +126,11 @@ def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights:
     return rebuilt
 
 
-def round_normal_float(table: Tensor, group: int) -> Tensor:
-    """(n, d) float32 rows of `table` in NF4: the largest magnitude of every `group` columns is the float16 scale."""
-    levels = torch.tensor(_NORMAL_FLOAT, device=table.device)
-    limits = (levels[1:] + levels[:-1]) / 2
-    rebuilt = torch.empty(table.shape, device=table.device)
-    for block, into in _row_blocks(table, rebuilt):
-        for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
-            scale = to_half(values.abs().amax(-1, keepdim=True))
-            place.copy_(levels[torch.bucketize(values / _divisor(scale), limits)] * scale)
-    return rebuilt
+def _round_normal_float(values: Tensor) -> Tensor:
+    """NF4: the largest magnitude of every group is its float16 scale."""
+    levels = torch.tensor(_NORMAL_FLOAT, device=values.device)
+    scale = to_half(values.abs().amax(-1, keepdim=True))
+    return levels[torch.bucketize(values / _divisor(scale), (levels[1:] + levels[:-1]) / 2)] * scale
 
 
 def _round_block(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None) -> Tensor:
