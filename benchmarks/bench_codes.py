@@ -70,7 +70,7 @@ def coded_copy(
     model_sensitivity(model.to(machine.device))
     print_timed("sensitivity from the model's gradients", started, machine)
     started = time.perf_counter()
-    compress_model(model, bits=bits, metric="none", sample_weight=weights, device=machine.device)
+    compress_model(model, bits=bits, sensitivity="none", sample_weight=weights, device=machine.device)
     print_timed(f"fit and encode at {bits:g} bits", started, machine)
     return model.to(machine.device), weights
 
@@ -142,7 +142,7 @@ def print_model(source: Path | None, bits: float, machine: Machine) -> None:
         machine.print_row(f"whole model, {name}", forward(dense, ids), forward(coded, ids))
     with_head = load_dense(source, AutoModelForMaskedLM, machine).to(machine.device)
     dense_head = copy.deepcopy(with_head.get_output_embeddings())
-    compress_model(with_head, bits=bits, metric="none", sample_weight=weights, device=machine.device)
+    compress_model(with_head, bits=bits, sensitivity="none", sample_weight=weights, device=machine.device)
     head = with_head.to(machine.device).get_output_embeddings()
     for count in positions(machine):
         hidden = torch.randn(count, d, device=machine.device)

@@ -1,4 +1,4 @@
-"""What coding a tied embedding costs a causal language model, with nothing trained, for each kind of metric.
+"""What coding a tied embedding costs a causal language model, with nothing trained, for each kind of sensitivity.
 
     python benchmarks/probe_causal.py MODEL --glue-dir path/to/glue [--bits 1.0 0.5]
 
@@ -28,9 +28,9 @@ from projclust.weights.wordfreq import word_frequencies
 SENTENCES = 500
 
 
-def decoded(table: Tensor, bits: float, weight: Tensor, metric: Tensor | None) -> Tensor:
+def decoded(table: Tensor, bits: float, weight: Tensor, sensitivity: Tensor | None) -> Tensor:
     """(n, d) the table as it is read after coding at so many bits a weight."""
-    coded = fit_coded(table, int(bits * table.numel() / 8), weight, metric)
+    coded = fit_coded(table, int(bits * table.numel() / 8), weight, sensitivity)
     embedding = CodedEmbedding(coded.shape, dtype=table.dtype)
     embedding.set_stored(coded.stored)
     return embedding.dense_weight()
@@ -66,18 +66,18 @@ def main(folder: Path, glue_dir: str, bits: list[float], exponent: float) -> Non
     table = model.get_input_embeddings().weight.detach().clone()
     frequencies = word_frequencies(tokenizer, len(table))
     gradients, states = sensitivities(model, frequencies)
-    sensitivity = {"input gradients": gradients}
+    matrices = {"input gradients": gradients}
     if states is not None:
-        sensitivity |= {"logits": states, "both": (gradients + states) / 2}
-    metrics: dict[str, Tensor | None] = {"none": None}
-    for name, matrix in sensitivity.items():
-        metrics |= {f"{name}, power {power}": ridged_power(matrix, power) for power in (0.25, 0.5)}
-    print("| bits a weight | metric | perplexity | KL divergence |")
+        matrices |= {"logits": states, "both": (gradients + states) / 2}
+    choices: dict[str, Tensor | None] = {"none": None}
+    for name, matrix in matrices.items():
+        choices |= {f"{name}, power {power}": ridged_power(matrix, power) for power in (0.25, 0.5)}
+    print("| bits a weight | sensitivity | perplexity | KL divergence |")
     print("| ---: | --- | ---: | ---: |")
     print(f"| dense | | {scores(model, tokenizer, sentences, table, table)[0]:.2f} | 0 |", flush=True)
     for rate in bits:
-        for name, metric in metrics.items():
-            other = decoded(table, rate, row_weights(frequencies, exponent), metric)
+        for name, sensitivity in choices.items():
+            other = decoded(table, rate, row_weights(frequencies, exponent), sensitivity)
             perplexity, divergence = scores(model, tokenizer, sentences, table, other)
             print(f"| {rate} | {name} | {perplexity:.2f} | {divergence:.4f} |", flush=True)
 

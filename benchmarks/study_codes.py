@@ -5,9 +5,9 @@
 Prints for every recipe and size the stored bits a weight (everything counted), Spearman's rank correlation (x 100)
 between the cosines of sentence pairs and the gold scores of STS-B, and the mean cosine between each sentence's vector
 and the dense model's over 1500 sentences of six validation sets of GLUE. Vectors are means of the last hidden states
-over the tokens, of unit length. Recipes are `auto` (codes auto), `auto-no-metric`, `auto-scalar` (Lloyd-Max codes in
-place of trellises), `auto-uniform` (all rows weigh the same), and the names of `projclust.recipes.baselines`; those of
-one size are measured once. The model is the packaged MiniLM unless another encoder is given. `--plot PNG` also draws
+over the tokens, of unit length. Recipes are `auto` (codes auto), `auto-no-sensitivity`, `auto-scalar` (Lloyd-Max codes
+in place of trellises), `auto-uniform` (all rows weigh the same), and the methods in `projclust.recipes.recipe`; those
+of one size are measured once. The model is the packaged MiniLM unless another encoder is given. `--plot PNG` also draws
 the cosines; with `--tables FILE...`, which hold what this printed earlier, it draws those and measures nothing.
 """
 
@@ -196,7 +196,7 @@ def main() -> None:
         help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
     )
     parser.add_argument("--model", type=Path, default=None, help="The folder of another sentence encoder.")
-    everything = ["auto", "auto-no-metric", "auto-scalar", "auto-uniform", *BASELINES]
+    everything = ["auto", "auto-no-sensitivity", "auto-scalar", "auto-uniform", *BASELINES]
     parser.add_argument("--recipes", default=",".join(everything), help="The recipes to measure.")
     parser.add_argument("--bits", default="2,1,0.75,0.5,0.35", help="Stored bits for each weight.")
     parser.add_argument("--splits", default="validation", help="The splits of STS-B to score.")
