@@ -1,4 +1,4 @@
-"""The command line: one file a command, no arithmetic."""
+"""The command line: commands derived from declared options, and what they print. No arithmetic."""
 
 from projclust.cli.app import main
 

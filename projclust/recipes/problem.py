@@ -87,7 +87,7 @@ class Problem:
 
     @property
     def shape(self) -> DenseShape:
-        """The table's."""
+        """The shape of the table."""
         return DenseShape(len(self.table), self.table.shape[1], str(self.table.dtype).removeprefix("torch."))
 
     @cached_property
