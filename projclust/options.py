@@ -202,6 +202,28 @@ class Options:
         return values
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(Options):
+    """How subspaces are fitted: what a `Recipe` and the solver's `ClusteringOptions` share."""
+
+    ranks: Ranks = option(
+        Ranks.EQUAL, "adaptive gives each subspace a rank of its own, with no more parameters than --j for all."
+    )
+    loss: Loss = option(
+        Loss.L2, "What is summed of the rows' distances: l2 their squares; l1 and huber heed outliers less."
+    )
+    affine: bool = option(False, "Let every subspace have a mean.")
+    restarts: int = option(16, "The number of starts to try.", least=1)
+    max_iter: int = option(100, "The most steps of a fit.", least=1)
+    tol: float = option(1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0)
+    seed: int = option(0, "The seed of all random choices.", least=0, most=2**63 - 1)
+
+
+def fields_of(options: type[Options]) -> "list[Field[Any]]":
+    """The fields of options as people read them: those that the class declares itself before those it inherits."""
+    return sorted(fields(options), key=lambda part: part.name not in options.__annotations__)
+
+
 def part_of(options: type[Options], name: str) -> "Field[Any]":
     """The field of an option."""
     return next(part for part in fields(options) if part.name == name)

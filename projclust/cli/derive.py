@@ -11,7 +11,7 @@ import yaml
 
 from projclust.cli.output import Format
 from projclust.errors import OptionError, ProjclustError
-from projclust.options import Declared, Options, is_required, kind_of
+from projclust.options import Declared, Options, fields_of, is_required, kind_of
 
 
 def command(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -41,7 +41,7 @@ def command(options: type[Options]) -> Callable[[Callable[..., None]], Callable[
 def flat(options: type[Options]) -> "dict[str, Field[Any]]":
     """Every declared field of options by its name, nested ones among the rest."""
     found: dict[str, Field[Any]] = {}
-    for part in fields(options):
+    for part in fields_of(options):
         if "declared" in part.metadata:
             found[part.name] = part
         else:

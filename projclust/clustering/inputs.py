@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from projclust.errors import ProjclustError
-from projclust.options import Init, Loss, Method, Ranks, check_combination
+from projclust.errors import OptionError, ProjclustError
+from projclust.options import FitOptions, Init, Method, check_combination, option
 
 # Called once for every start that was judged, with its number from 1, the step 0 and its cost; and then after every
 # full step with the number of starts, the number of the step from 1 and the cost.
@@ -66,51 +66,23 @@ def as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | Non
 
 
 @dataclass(frozen=True)
-class ClusteringOptions:
+class ClusteringOptions(FitOptions):
     """What to fit and how; strings stand for the members of the enumerations.
 
-    Attributes:
-        n_clusters: the number of subspaces k; 1 with method "svd".
-        rank: the dimension j of the subspaces; less than the number of columns.
-        affine: whether the subspaces have means, instead of passing through the origin.
-        method: "projective", or one of the baselines "svd" and "random".
-        ranks: "equal"; or "adaptive", for unequal ranks that take no more parameters than `rank` for all. Rows then
-            choose by their distance and by what their coefficients cost, so that labels need not name the nearest.
-        loss: what is summed of the rows' distances r: "l2" (r^2); or "l1" (r) or "huber", which far rows hardly sway.
-        init: how initial labels are made: by "spherical" k-means, by "residual" seeding, or as a "random" partition.
-        restarts: the number of starts. Each takes a few cheap steps on a sample of the rows; the best one continues.
-        max_iter: the most steps of a run.
-        tol: a run stops when reassigning the rows lowers the cost by no more than this fraction of it.
-        seed: the seed of all random choices.
+    With adaptive ranks, rows choose by their distance and by what their coefficients cost, so that labels need not name
+    the nearest subspace. Each of the `restarts` takes a few cheap steps on a sample of the rows; the best one goes on.
 
     Raises:
-        ProjclustError: an unknown method, loss, init or kind of ranks, a number out of range, or options that exclude
-            each other.
+        OptionError: an option cannot have its value, or does not go with another.
     """
 
-    n_clusters: int = 5
-    rank: int = 40
-    affine: bool = False
-    method: Method = Method.PROJECTIVE
-    ranks: Ranks = Ranks.EQUAL
-    loss: Loss = Loss.L2
-    init: Init = Init.SPHERICAL
-    restarts: int = 16
-    max_iter: int = 100
-    tol: float = 1e-3
-    seed: int = 0
+    n_clusters: int = option(5, "The number of subspaces k; 1 with method svd.", least=1)
+    rank: int = option(40, "The dimension j of the subspaces, less than the number of columns.", least=1)
+    method: Method = option(Method.PROJECTIVE, "What is fitted; svd and random are baselines.")
+    init: Init = option(Init.SPHERICAL, "How starts are made: spherical k-means, residual seeding, or random.")
 
-    def __post_init__(self) -> None:
-        try:
-            for name, choice in (("method", Method), ("ranks", Ranks), ("loss", Loss), ("init", Init)):
-                object.__setattr__(self, name, choice(getattr(self, name)))
-        except ValueError as error:
-            raise ProjclustError(f"unknown option: {error}") from None
-        for name in ("n_clusters", "rank", "restarts", "max_iter"):
-            if getattr(self, name) < 1:
-                raise ProjclustError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.tol >= 0:
-            raise ProjclustError(f"tol must not be negative, but is {self.tol}")
+    def check(self) -> None:
+        """Refuse options that exclude each other; see `Options.check`."""
         if self.method is Method.SVD and self.n_clusters != 1:
-            raise ProjclustError(f"method svd is one subspace: k must be 1, not {self.n_clusters}")
+            raise OptionError(f"method svd is one subspace: k must be 1, not {self.n_clusters}")
         check_combination(self.method, self.n_clusters, self.ranks, self.loss)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from projclust.errors import OptionError
 from projclust.options import (
     Codes,
-    Loss,
+    FitOptions,
     Method,
-    Options,
-    Ranks,
     Sensitivity,
     check_combination,
+    fields_of,
     names_of,
     option,
     part_of,
@@ -39,7 +38,7 @@ TARGETS = ("j", "ratio", "bits", "size")
 DEFAULT_K = 5
 
 # What codes "auto" choose themselves, and what the baselines that only round or quantize know nothing of.
-_OF_SUBSPACES = ("k", "j", "ranks", "loss", "affine", "restarts", "max_iter", "tol")
+_OF_SUBSPACES = ("k", "j", *(part.name for part in fields(FitOptions) if part.name != "seed"))
 # What the identity of a result has always held; of later options only those that are used count, so that results keep
 # their identity. Sizes count as what they come to, and weights and seeds are counted by their values elsewhere.
 _IDENTITY = ("method", "k", "j", "affine", "codes", "restarts", "max_iter", "tol")
@@ -47,7 +46,7 @@ _NO_IDENTITY = ("weights", "weights_exponent", "sensitivity", "seed")
 
 
 @dataclass(frozen=True)
-class Recipe(Options):
+class Recipe(FitOptions):
     """How a table is to be stored: a method, one target of size, and the options of the fit.
 
     The one home of these options: `compress`, `compress_model`, `ProjClustConfig`, the variants of `glue-eval`, the
@@ -79,13 +78,6 @@ class Recipe(Options):
         None, "The stored bits for each weight of the table, everything counted.", above=0, below=32
     )
     size: str | None = option(None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES")
-    ranks: Ranks = option(
-        Ranks.EQUAL, "adaptive gives each subspace a rank of its own, with no more parameters than --j for all."
-    )
-    loss: Loss = option(
-        Loss.L2, "What is summed of the rows' distances: l2 their squares; l1 and huber heed outliers less."
-    )
-    affine: bool = option(False, "Let every subspace have a mean.")
     weights: str | None = option(
         None,
         "How much each row counts in the fit: uniform, wordfreq[:LANG,...], counts:FILE or text:FILE (uniform; with "
@@ -106,10 +98,6 @@ class Recipe(Options):
         "--metric",
         aliases=("metric",),
     )
-    restarts: int = option(16, "The number of starts to try.", least=1)
-    max_iter: int = option(100, "The most steps of a fit.", least=1)
-    tol: float = option(1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0)
-    seed: int = option(0, "The seed of all random choices.", least=0, most=2**63 - 1)
 
     def check(self) -> None:
         """Refuse options that exclude each other; see `Options.check`."""
@@ -164,7 +152,7 @@ class Recipe(Options):
         for name in options:
             if name not in known:
                 raise OptionError(
-                    f"there is no option {name!r}: there are {', '.join(part.name for part in fields(cls))}"
+                    f"there is no option {name!r}: there are {', '.join(part.name for part in fields_of(cls))}"
                 )
         return cls(**{known[name]: value for name, value in options.items()})
 
@@ -204,7 +192,7 @@ class Recipe(Options):
 
     def __str__(self) -> str:
         parts = [self.method]
-        for part in fields(self):
+        for part in fields_of(type(self)):
             value = getattr(self, part.name)
             if part.name == "method" or value == part.default:
                 continue
