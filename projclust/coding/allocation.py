@@ -5,8 +5,8 @@ the code that minimises importance * distortion + slope * bits, and the slope is
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,37 +15,21 @@ from projclust.coding.codebooks import KINDS, NONE
 from projclust.errors import ProjclustError
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """What one class can have, by the bytes of each of its rows, from 0 on.
+class _Curve(NamedTuple):
+    """What one class can have, by the bytes of each of its rows, from 0 on."""
 
-    Attributes:
-        saved: (B,) the error saved, rising.
-        cost: (B,) the bytes of all its rows and of its deviations.
-        taken: (B,) how many of the `steps` are taken.
-        steps: (S,) what to take in this order: coordinate * len(hull) + place in the hull.
-    """
-
-    saved: Tensor
-    cost: Tensor
-    taken: Tensor
-    steps: Tensor
+    saved: Tensor  # (B,) the error saved, rising
+    cost: Tensor  # (B,) the bytes of all its rows and of its deviations
+    taken: Tensor  # (B,) how many of the steps are taken
+    steps: Tensor  # (S,) what to take in this order: coordinate * steps of the hull + step of the hull
 
 
 def allocate(importance: Tensor, rows: Sequence[int], kinds: Sequence[int], budget: int) -> Tensor:
-    """The kind of code of every coordinate in every class.
+    """(C, r) uint8, the one of these kinds of codes, or none, that every coordinate has in every class.
 
-    Args:
-        importance: (C, r) the error that a coordinate leaves in all rows of a class if it is not coded.
-        rows: the number of rows of each class.
-        kinds: the kinds of codes to choose from.
-        budget: bytes for the codes of all rows, and a byte for the deviation of each coordinate that has any.
-
-    Returns:
-        (C, r) uint8 numbers of `KINDS`.
-
-    Raises:
-        ProjclustError: the budget is negative.
+    `importance`, (C, r), is the error that a coordinate leaves in all rows of a class if it is not coded; `rows` counts
+    those of each class. The bytes of `budget` are for the codes of all rows, and one for the deviation of each
+    coordinate that has any.
     """
     if budget < 0:
         raise ProjclustError("the budget leaves no room for codes")
@@ -53,8 +37,9 @@ def allocate(importance: Tensor, rows: Sequence[int], kinds: Sequence[int], budg
     curves = [_curve(row, count, hull) for row, count in zip(importance.double().cpu(), rows, strict=True)]
     chosen = _by_slope(curves, budget)
     _spend_the_rest(curves, chosen, budget)
-    places = zip(curves, chosen, strict=True)
-    return torch.stack([_kinds_of(curve, place, importance.shape[1], hull) for curve, place in places])
+    steps = [curve.steps[: int(curve.taken[place])] for curve, place in zip(curves, chosen, strict=True)]
+    taken = torch.stack([torch.bincount(own // (len(hull) - 1), minlength=importance.shape[1]) for own in steps])
+    return torch.tensor(hull, dtype=torch.uint8)[taken]
 
 
 def _convex_hull(kinds: Sequence[int]) -> list[int]:
@@ -103,27 +88,30 @@ def _curve(importance: Tensor, rows: int, hull: list[int]) -> _Curve:
 def _by_slope(curves: list[_Curve], budget: int) -> list[int]:
     """The bytes of each class's rows at the smallest slope that keeps to the budget."""
 
-    def at(slope: float) -> tuple[list[int], int]:
-        chosen = [int((curve.saved - slope * curve.cost).argmax()) for curve in curves]
-        return chosen, sum(int(curve.cost[place]) for curve, place in zip(curves, chosen, strict=True))
+    def at(slope: float) -> list[int]:
+        return [int((curve.saved - slope * curve.cost).argmax()) for curve in curves]
 
     low, high = 0.0, 1.0 + max(float((curve.saved[1:] / curve.cost[1:]).max()) for curve in curves)
-    if at(low)[1] <= budget:
-        return at(low)[0]
+    if _cost(curves, at(low)) <= budget:
+        return at(low)
     for _ in range(200):
         middle = (low * high) ** 0.5 if low > 0 else high / 16
-        if at(middle)[1] <= budget:
+        if _cost(curves, at(middle)) <= budget:
             high = middle
         else:
             low = middle
         if low > 0 and high / low < 1 + 1e-9:
             break
-    return at(high)[0]
+    return at(high)
+
+
+def _cost(curves: list[_Curve], chosen: list[int]) -> int:
+    return sum(int(curve.cost[place]) for curve, place in zip(curves, chosen, strict=True))
 
 
 def _spend_the_rest(curves: list[_Curve], chosen: list[int], budget: int) -> None:
     """Lengthen rows while anything fits, each time those where a byte saves most."""
-    left = budget - sum(int(curve.cost[place]) for curve, place in zip(curves, chosen, strict=True))
+    left = budget - _cost(curves, chosen)
     while True:
         best: tuple[float, int, int] | None = None  # error saved by a byte, class, bytes
         for number, (curve, place) in enumerate(zip(curves, chosen, strict=True)):
@@ -136,9 +124,3 @@ def _spend_the_rest(curves: list[_Curve], chosen: list[int], budget: int) -> Non
             return
         chosen[best[1]] += 1
         left -= best[2]
-
-
-def _kinds_of(curve: _Curve, place: int, rank: int, hull: list[int]) -> Tensor:
-    steps = curve.steps[: int(curve.taken[place])]
-    taken = torch.bincount(steps // (len(hull) - 1), minlength=rank)
-    return torch.tensor(hull, dtype=torch.uint8)[taken]

@@ -23,19 +23,12 @@ _LEAST_WEIGHT = 1e-9
 
 @dataclass(frozen=True)
 class ClassedRows:
-    """The rows of a table, each of which belongs to a class.
+    """The rows of a table, each of which belongs to a class."""
 
-    Attributes:
-        table: (n, d) of any float dtype.
-        ids: (n,) int64, the class of each row.
-        count: the number of classes.
-        weights: (n,) float64 row weights.
-    """
-
-    table: Tensor
-    ids: Tensor
-    count: int
-    weights: Tensor
+    table: Tensor  # (n, d) of any float dtype
+    ids: Tensor  # (n,) int64, the class of each row
+    count: int  # of classes
+    weights: Tensor  # (n,) float64
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(class, row numbers) of blocks of rows, class by class, rising."""
@@ -47,21 +40,13 @@ class ClassedRows:
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What is known of the rows of each class; everything squared is measured in the sensitivity's coordinates.
+    """What is known of the rows of each class; everything squared is measured in the sensitivity's coordinates."""
 
-    Attributes:
-        rows: (C,) the number of rows.
-        weights: (C,) the sum of their weights.
-        means: (C, d) their weighted mean, as it will be read.
-        squares: (C,) their weighted mean square.
-        scatter: (C, d, d) weighted sum of the outer products of what is left of them without the mean, over `squares`.
-    """
-
-    rows: list[int]
-    weights: Tensor
-    means: Tensor
-    squares: Tensor
-    scatter: Tensor
+    rows: list[int]  # how many there are
+    weights: Tensor  # (C,) the sum of their weights
+    means: Tensor  # (C, d) their weighted mean, as it will be read
+    squares: Tensor  # (C,) their weighted mean square
+    scatter: Tensor  # (C, d, d) the weighted sum of the outer products of rows without their mean, over `squares`
 
 
 def default_classes(n: int) -> int:
@@ -72,17 +57,8 @@ def default_classes(n: int) -> int:
 def classes_by_weight(table: Any, sample_weight: Any, count: int | None) -> ClassedRows:
     """A table's rows in classes of falling weight, and of falling length where weights are equal.
 
-    The first class has a thousandth of the rows; from there on sizes grow geometrically.
-
-    Args:
-        table: (n, d) of any float dtype.
-        sample_weight: (n,) row weights; default: all one. What weighs nothing counts a little all the same: a class of
-            such rows alone would have no mean and no spread, and they would all be read as zeros.
-        count: the number of classes; default: `default_classes`.
-
-    Raises:
-        ProjclustError: the table is none; the weights are negative, no numbers, all zero or of another shape; there
-            cannot be so many classes.
+    The first class has a thousandth of the rows; from there on sizes grow geometrically. Rows that weigh nothing count
+    a little all the same: a class of such rows alone would have no mean and no spread, and they would read as zeros.
     """
     table = as_table(table)
     n, weights = len(table), as_weights(sample_weight, len(table), torch.device("cpu"))
@@ -100,11 +76,7 @@ def classes_by_weight(table: Any, sample_weight: Any, count: int | None) -> Clas
 
 
 def checked_sensitivity(sensitivity: Tensor | None, table: Tensor) -> Tensor:
-    """(d, d) float64 on the table's device; the identity by default.
-
-    Raises:
-        ProjclustError: it is not symmetric positive definite.
-    """
+    """(d, d) float64 on the table's device; the identity by default."""
     d = table.shape[1]
     if sensitivity is None:
         return torch.eye(d, dtype=torch.float64, device=table.device)
@@ -116,7 +88,7 @@ def checked_sensitivity(sensitivity: Tensor | None, table: Tensor) -> Tensor:
 
 
 def class_statistics(rows: ClassedRows, sensitivity: Tensor) -> ClassStatistics:
-    """The statistics of every class, with a sensitivity (d, d)."""
+    """The statistics of every class, for a sensitivity as `checked_sensitivity` gives it."""
     table, count = rows.table, rows.count
     d, device = table.shape[1], table.device
     weights = torch.zeros(count, dtype=torch.float64, device=device).index_add_(0, rows.ids, rows.weights)

@@ -27,18 +27,13 @@ CODEBOOKS_FILE = Path(__file__).with_name("codebooks.safetensors")
 class Kind:
     """One way to code a coordinate of unit variance.
 
-    Attributes:
-        name: the name of its table in codebooks.safetensors, where integers have none; that of integers is the one
-            that `options.Codes` has for them.
-        bits: the new bits of a step.
-        values: the number of coordinates that a step decodes.
-        distortion: mean squared error on Gaussian samples, measured by scripts/train_codebooks.py; of the integers,
-            whose grid is laid over what they code, with the grid of `INTEGER_REACH` deviations.
+    The distortion is the mean squared error on Gaussian samples, measured by scripts/train_codebooks.py; that of the
+    integers, whose grid is laid over what they code, is the one of a grid of `INTEGER_REACH` deviations.
     """
 
-    name: str
-    bits: int
-    values: int
+    name: str  # of its table in codebooks.safetensors; integers have none and are named as in `options.Codes`
+    bits: int  # the new bits of a step
+    values: int  # the coordinates that a step decodes
     distortion: float
 
     @property
@@ -56,10 +51,6 @@ def largest_integer(bits: int) -> int:
     return (1 << bits - 1) - 1
 
 
-def _integer(bits: int) -> Kind:
-    return Kind(f"int{bits}", bits, 1, (INTEGER_REACH / largest_integer(bits)) ** 2 / 12)
-
-
 # A kind's place is its number in the stored format: append, never change.
 KINDS = (
     Kind("none", 0, 1, 1.0),
@@ -69,8 +60,7 @@ KINDS = (
     Kind("trellis-2", 2, 1, 0.0757),
     Kind("trellis-3", 3, 1, 0.0198),
     Kind("trellis-4", 4, 1, 0.0056),
-    _integer(4),
-    _integer(8),
+    *(Kind(f"int{bits}", bits, 1, (INTEGER_REACH / largest_integer(bits)) ** 2 / 12) for bits in (4, 8)),
     Kind("scalar-1", 1, 1, 0.3634),
     Kind("scalar-2", 2, 1, 0.1175),
     Kind("scalar-3", 3, 1, 0.0345),

@@ -10,37 +10,27 @@ from projclust.coding.layout import ClassLayout
 
 
 class Windows(NamedTuple):
-    """Where the state of each coordinate lies in a row of each class, and what it is looked up in.
+    """Where the state of each coordinate lies in a row of each class, as in `ClassLayout`; at 0 without a code."""
 
-    Attributes:
-        byte, shift, entry: (C, r) int32, as in `ClassLayout`; coordinates without a code look at the first byte.
-        values: (tables * 256,) float32.
-    """
-
-    byte: Tensor
+    byte: Tensor  # (C, r) int32, as the next two
     shift: Tensor
     entry: Tensor
-    values: Tensor
+    values: Tensor  # (tables * 256,) float32
 
 
 def windows_of(layouts: list[ClassLayout], rank: int, device: torch.device | str = "cpu") -> Windows:
     """The windows of classes whose rows have these layouts."""
-    byte, shift, entry = torch.zeros(3, len(layouts), rank, dtype=torch.int32, device="cpu").unbind(0)
-    sizes = torch.tensor([len(layout.coded) for layout in layouts], device="cpu")
-    where = torch.repeat_interleave(sizes), torch.cat([layout.coded for layout in layouts])
-    byte[where] = torch.cat([layout.byte for layout in layouts])
-    shift[where] = torch.cat([layout.shift for layout in layouts])
-    entry[where] = torch.cat([layout.entry for layout in layouts])
-    return Windows(byte.to(device), shift.to(device), entry.to(device), values=decode_tables(device).flatten())
+    parts = torch.zeros(3, len(layouts), rank, dtype=torch.int32, device="cpu")
+    for number, own in enumerate(layouts):
+        parts[:, number, own.coded] = torch.stack([own.byte, own.shift, own.entry])
+    byte, shift, entry = parts.to(device).unbind(0)
+    return Windows(byte, shift, entry, values=decode_tables(device).flatten())
 
 
 def unit_coordinates(codes: Tensor, windows: Windows, starts: Tensor, classes: Tensor) -> Tensor:
-    """(N, r) float32 coordinates in units of their deviations, zero without a code.
+    """(N, r) float32 coordinates in units of their deviations, zero without a code, from the codes of the whole table.
 
-    Args:
-        codes: (B,) uint8, those of the whole table.
-        windows: where the coordinates of each class lie.
-        starts, classes: (N,) the first byte and the class of each row to decode.
+    `starts` and `classes`, (N,), are the first byte and the class of each row to decode.
     """
     if len(codes) == 0:
         return windows.values.new_zeros(len(starts), windows.byte.shape[1])

@@ -19,19 +19,12 @@ DECODER_BITS = 4
 
 @dataclass(frozen=True)
 class Design:
-    """What a table is to be coded with.
+    """What a table is to be coded with."""
 
-    Attributes:
-        side: all that is stored beside the codes.
-        solvers: (G, d, r) matrices that make coordinates of rows without their class's mean.
-        inverses: (G, d, r) the same, of such rows in the sensitivity's coordinates.
-        energies: (C, r) weighted sums of the coordinates' squares over the mean square of the class.
-    """
-
-    side: SideTables
-    solvers: Tensor
-    inverses: Tensor
-    energies: Tensor
+    side: SideTables  # all that is stored beside the codes
+    solvers: Tensor  # (G, d, r) matrices that make coordinates of rows without their class's mean
+    inverses: Tensor  # (G, d, r) the same, of such rows in the sensitivity's coordinates
+    energies: Tensor  # (C, r) weighted sums of the coordinates' squares over the mean square of the class
 
 
 def bytes_beside_codes(n: int, d: int, classes: int, rank: int = 1, decoders: int = 1) -> int:
@@ -41,30 +34,16 @@ def bytes_beside_codes(n: int, d: int, classes: int, rank: int = 1, decoders: in
 
 
 class Designer:
-    """Makes designs for one table and any budgets.
-
-    Args:
-        rows: the table in classes.
-        sensitivity: (d, d), as that of `fit_coded`; or None.
-        kinds: the kinds of codes to choose from.
-
-    Raises:
-        ProjclustError: the sensitivity is none.
-    """
+    """Makes designs for one table, with codes of these kinds, and any budgets."""
 
     def __init__(self, rows: ClassedRows, sensitivity: Tensor | None, kinds: Sequence[int]) -> None:
         self.sensitivity = checked_sensitivity(sensitivity, rows.table)
         self.statistics = class_statistics(rows, self.sensitivity)
         self.kinds = kinds
         self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # by the number of decoders
-        self._distortion = distortions(rows.table.device)
 
     def best(self, budget: int, decoders: int | None = None) -> Design:
-        """The design of least error within so many bytes, with so many decoders or as many as are best.
-
-        Raises:
-            ProjclustError: the budget does not even hold what is stored beside the codes.
-        """
+        """The design of least error within so many bytes, with so many decoders or as many as are best."""
         count, d = self.statistics.means.shape
         # A decoder that all share, or more where they are cheap beside the codes.
         powers = [1, *(2**p for p in range(1, count.bit_length()) if 2**p * d * d < budget)]
@@ -83,42 +62,38 @@ class Designer:
         count, d = self.statistics.means.shape
         return bytes_beside_codes(sum(self.statistics.rows), d, count, rank=rank, decoders=decoders)
 
-    def _groups(self, decoders: int) -> list[int]:
-        return decoder_of_each(len(self.statistics.means), decoders)
-
     def _exact(self, decoders: int) -> tuple[Tensor, Tensor]:
         """(G, d, d) decoders, were they stored exactly, and the (C, d) energies of the coordinates they make."""
         if decoders not in self._bases:
-            scatter, groups = self.statistics.scatter, self._groups(decoders)
-            sums = scatter.new_zeros(decoders, *scatter.shape[1:])
-            sums.index_add_(0, torch.tensor(groups, device=scatter.device), scatter)
+            scatter = self.statistics.scatter
+            groups = torch.tensor(decoder_of_each(len(scatter), decoders), device=scatter.device)
+            sums = scatter.new_zeros(decoders, *scatter.shape[1:]).index_add_(0, groups, scatter)
             # Coordinates by falling energy.
             vectors = torch.linalg.eigh(sums).eigenvectors.flip(2)
             exact = vectors.mT @ torch.linalg.inv(self.sensitivity)
-            self._bases[decoders] = exact, self._energies(vectors, groups)
+            self._bases[decoders] = exact, self._energies(vectors)
         return self._bases[decoders]
 
-    def _energies(self, inverses: Tensor, groups: list[int]) -> Tensor:
+    def _energies(self, inverses: Tensor) -> Tensor:
         scatter = self.statistics.scatter
-        parts = [(inverses[group] * (scatter[c] @ inverses[group])).sum(0) for c, group in enumerate(groups)]
-        return torch.stack(parts)
+        own = [inverses[group] for group in decoder_of_each(len(scatter), len(inverses))]
+        return torch.stack([(part * (square @ part)).sum(0) for part, square in zip(own, scatter, strict=True)])
 
     def _best_rank(self, decoders: int, budget: int) -> tuple[float, int] | None:
         """(error, rank) of the least error, were the decoders stored exactly; None where no rank fits the budget."""
         energies = self._exact(decoders)[1]
+        distortion = distortions(energies.device)
         total = float(energies.sum())
         best: tuple[float, int] | None = None
         rank = energies.shape[1]
         while rank >= 1:
             fixed = self._fixed_bytes(decoders, rank)
             if fixed > budget:
-                if rank == 1:
-                    break
-                rank = rank * 3 // 4
+                rank = rank * 3 // 4  # of 1 that is 0: not even that fits
                 continue
             own = energies[:, :rank]
             chosen = allocate(own, self.statistics.rows, self.kinds, budget - fixed).to(own.device)
-            error = total - float(own.sum()) + float((own * self._distortion[chosen.long()]).sum())
+            error = total - float(own.sum()) + float((own * distortion[chosen.long()]).sum())
             if best is not None and error >= best[0]:
                 break
             best = (error, rank)
@@ -129,12 +104,12 @@ class Designer:
 
     def _finished(self, decoders: int, rank: int, budget: int) -> Design:
         """The design with the decoders as they will be read."""
-        statistics, groups = self.statistics, self._groups(decoders)
+        statistics = self.statistics
         read = stored_decoders(self._exact(decoders)[0][:, :rank], DECODER_BITS)
         rows = read.double() @ self.sensitivity
         inverses = torch.linalg.pinv(rows)  # (G, d, r)
-        energies = self._energies(inverses, groups)
-        importance = energies * rows.square().sum(2)[groups]
+        energies = self._energies(inverses)
+        importance = energies * rows.square().sum(2)[decoder_of_each(len(energies), decoders)]
         left = budget - self._fixed_bytes(decoders, rank)
         kinds = allocate(importance, statistics.rows, self.kinds, left).to(read.device)
         deviations = (energies * (statistics.squares / statistics.weights.clamp(min=1e-300)).unsqueeze(1)).sqrt()

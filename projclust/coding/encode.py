@@ -11,16 +11,10 @@ from projclust.coding.packing import pack_steps
 from projclust.coding.trellis import search, steps_of
 
 
-def encode_rows(
-    coordinates: Tensor, deviations: Tensor, layout: ClassLayout, advance: Callable[[int], None] = lambda rows: None
-) -> Tensor:
-    """uint8 (N, row bytes): the codes of rows of one class.
+def encode_rows(coordinates: Tensor, deviations: Tensor, layout: ClassLayout, advance: Callable[[int], None]) -> Tensor:
+    """uint8 (N, row bytes): the codes of rows of one class, from coordinates (N, r) and the deviations (r,) as stored.
 
-    Args:
-        coordinates: (N, r) float.
-        deviations: (r,) as they will be read.
-        layout: that of the class.
-        advance: called with the number of rows that were just encoded.
+    `advance` is called with the number of rows that were just encoded.
     """
     spread = deviations[layout.coded.to(deviations.device)]
     bits = [KINDS[kind].bits for _, _, kind in steps_of(layout.kinds)]
@@ -33,7 +27,7 @@ def encode_rows(
             states = _nearest(unit, layout.kinds)
         parts.append(pack_steps(states, bits))
         advance(len(rows))
-    return torch.cat(parts) if parts else coordinates.new_empty((0, layout.row_bytes), dtype=torch.uint8)
+    return torch.cat(parts)
 
 
 def widening(energy: Tensor, coded: Tensor) -> Tensor:

@@ -34,26 +34,15 @@ class Coder(Choice):
     SCALAR = "scalar"
 
 
-_KINDS_OF = {Coder.TRELLIS: TRELLIS, Coder.SCALAR: SCALAR}
-
-
 @dataclass(frozen=True)
 class CodedMatrix:
-    """A coded table.
-
-    Attributes:
-        shape: its sizes.
-        stored: every stored tensor by name.
-        classes: (n,) the class of each row.
-        ranks: the number of coordinates with codes in each class.
-        row_bytes: the bytes of a row's codes in each class.
-    """
+    """A coded table."""
 
     shape: CodedShape
-    stored: dict[str, Tensor]
-    classes: Tensor
-    ranks: list[int]
-    row_bytes: list[int]
+    stored: dict[str, Tensor]  # every tensor by its name in the file
+    classes: Tensor  # (n,) the class of each row
+    ranks: list[int]  # the number of coordinates with codes in each class
+    row_bytes: list[int]  # the bytes of a row's codes in each class
 
 
 def fit_coded(
@@ -96,7 +85,8 @@ def fit_coded(
     rows = classes_by_weight(table, sample_weight, classes)
     if decoders is not None and not 1 <= decoders <= rows.count:
         raise ProjclustError(f"{rows.count} classes have 1 to {rows.count} decoders, not {decoders}")
-    design = Designer(rows, sensitivity, _KINDS_OF[coder]).best(budget, decoders)
+    kinds = {Coder.TRELLIS: TRELLIS, Coder.SCALAR: SCALAR}[coder]
+    design = Designer(rows, sensitivity, kinds).best(budget, decoders)
     return encode_table(rows, design.side, design.solvers, DECODER_BITS, progress=progress)
 
 
@@ -135,11 +125,8 @@ def code_clusters(
     if bits is None:
         raise ProjclustError(f"clusters are coded in integers, not {codes}")
     device = table.device
-    bases = bases.to(device, torch.float32, copy=True)
-    kinds = torch.zeros(k, rank, dtype=torch.uint8, device=device)
-    for cluster, own in enumerate(ranks):
-        kinds[cluster, :own] = NUMBER_OF[codes]
-        bases[cluster, own:] = 0
+    used = torch.arange(rank, device=device) < torch.tensor(ranks, device=device).unsqueeze(1)  # (k, j)
+    bases = bases.to(device, torch.float32).masked_fill(~used.unsqueeze(2), 0)
     offsets = None if means is None else stored_means(means.to(device).float())
     # The coefficients are solved for the means and bases as they will be read.
     decoders = stored_decoders(bases, 8)
@@ -151,8 +138,8 @@ def code_clusters(
         found = (_without_mean(table[block].double(), offsets, cluster) @ solvers[cluster]).abs().amax(0).float()
         steps[cluster] = torch.maximum(steps[cluster], found / largest_integer(bits))
     # Stored steps are rounded: up, lest they do not reach the largest coefficient.
-    steps = steps * (kinds != NONE) * 2 ** (0.5 / STEPS_PER_OCTAVE)
-    side = SideTables(kinds=kinds, deviations=steps, means=offsets, decoders=decoders)
+    steps = steps * used * 2 ** (0.5 / STEPS_PER_OCTAVE)
+    side = SideTables(kinds=used.to(torch.uint8) * NUMBER_OF[codes], deviations=steps, means=offsets, decoders=decoders)
     return encode_table(rows, side, solvers, 8, widen=False, progress=progress)
 
 
@@ -164,17 +151,11 @@ def encode_table(
     widen: bool = True,
     progress: Progress | None = None,
 ) -> CodedMatrix:
-    """Code all rows.
+    """Code all rows, whose coordinates `solvers`, (G, d, r), make of what is left of them without their class's mean.
 
-    Args:
-        rows: the table in classes.
-        side: what is stored beside the codes.
-        solvers: (G, d, r) matrices that make coordinates of a row without its class's mean.
-        decoder_bits: the bits of the decoders' entries.
-        widen: whether to widen each class's deviations by half of what its codes shrink it, measured with the weights.
-        progress: as `fit_coded`.
+    With `widen` each class's deviations grow by half of what its codes shrink it, measured with the weights.
     """
-    (n, d), count, device = rows.table.shape, rows.count, rows.table.device
+    count, device = rows.count, rows.table.device
     stored, read = store_side_tables(side, decoder_bits)
     layouts = read.layouts()
     windows = windows_of(layouts, side.kinds.shape[1], device)
@@ -186,7 +167,7 @@ def encode_table(
         nonlocal done
         done += more
         if progress is not None:
-            progress(done, n)
+            progress(done, len(rows.table))
 
     for number, block in rows.blocks():
         layout = layouts[number]
@@ -204,9 +185,8 @@ def encode_table(
         wider = read.deviations * widening(energy[:, 0], energy[:, 1]).float().unsqueeze(1)
         stored, _ = store_side_tables(replace(read, deviations=wider), decoder_bits)
     stored |= {"weight": torch.cat(codes), **store_classes(rows.ids, count)}
+    shape = side.shape(torch.bincount(rows.ids, minlength=count).tolist(), decoder_bits)
     ranks = (side.kinds != NONE).sum(1).tolist()
-    sizes = {"rank": side.kinds.shape[1], "decoders": len(solvers), "decoder_bits": decoder_bits, "coded": sum(ranks)}
-    shape = CodedShape(n, d, count, affine=side.means is not None, code_bytes=len(stored["weight"]), **sizes)
     return CodedMatrix(shape, stored, rows.ids, ranks, [layout.row_bytes for layout in layouts])
 
 

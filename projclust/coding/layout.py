@@ -20,18 +20,13 @@ _FIRST_TABLE = torch.tensor([*FIRST_TABLE, 0], device="cpu")
 class ClassLayout:
     """The code of a row of one class.
 
-    Attributes:
-        coded: (m,) the coordinates that have codes, in the order of the row's bits: by kind, then by number.
-        kinds: the kind of code of each of them.
-        byte, shift: (m,) int32; the state of a coordinate is the low byte of the 16 bits from this byte of the row on,
-            shifted right by so many.
-        entry: (m,) int32, the first entry of the table that its state is looked up in, among those of all tables.
-        row_bytes: the length of the row.
+    The state of a coordinate is the low byte of the 16 bits from `byte` of the row on, shifted right by `shift`. It is
+    looked up in the table whose first entry, among those of all tables, is `entry`.
     """
 
-    coded: Tensor
-    kinds: list[int]
-    byte: Tensor
+    coded: Tensor  # (m,) the coordinates that have codes, in the order of the row's bits: by kind, then by number
+    kinds: list[int]  # the kind of code of each of them
+    byte: Tensor  # (m,) int32, as the next two
     shift: Tensor
     entry: Tensor
     row_bytes: int
@@ -43,11 +38,7 @@ class ClassLayout:
 
 
 def class_layouts(kinds: Tensor) -> list[ClassLayout]:
-    """The layout of each class, for coordinates of these kinds, (C, r) uint8.
-
-    Raises:
-        ProjclustError: there is no such kind.
-    """
+    """The layout of each class, for coordinates of these kinds, (C, r) uint8."""
     kinds = kinds.long().cpu()
     if kinds.numel() and int(kinds.max()) >= len(KINDS):
         raise ProjclustError(f"there is no code of kind {int(kinds.max())}")
@@ -61,18 +52,12 @@ def class_layouts(kinds: Tensor) -> list[ClassLayout]:
     byte = (ends_of - STATE_BITS).clamp(min=0) // 8
     shift = 16 - (ends_of - 8 * byte)
     entry = (_FIRST_TABLE[ordered] + place) * STATES
-    kinds_of, sizes = ordered.tolist(), (kinds != NONE).sum(1).tolist()
-    return [
-        ClassLayout(
-            coded=coded[c, :size],
-            kinds=kinds_of[c][:size],
-            byte=byte[c, :size].int(),
-            shift=shift[c, :size].int(),
-            entry=entry[c, :size].int(),
-            row_bytes=row_bytes[c],
-        )
-        for c, size in enumerate(sizes)
-    ]
+    layouts = []
+    for c, size in enumerate((kinds != NONE).sum(1).tolist()):
+        windows = {"byte": byte[c, :size].int(), "shift": shift[c, :size].int(), "entry": entry[c, :size].int()}
+        own_kinds = ordered[c, :size].tolist()
+        layouts.append(ClassLayout(coded[c, :size], own_kinds, row_bytes=row_bytes[c], **windows))
+    return layouts
 
 
 def row_starts(classes: Tensor, row_bytes: list[int]) -> Tensor:

@@ -18,12 +18,7 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
 
 
 def pack_steps(states: Tensor, bits: list[int]) -> Tensor:
-    """uint8 (N, ceil(sum of bits / 8)): the low bits of each step's state, one after the other, the high bit first.
-
-    Args:
-        states: (N, steps) uint8.
-        bits: the new bits of each step.
-    """
+    """uint8 (N, ceil(sum of bits / 8)): the new bits of each step's state, (N, steps) uint8, the high bit first."""
     columns = [(states[:, step] >> shift) & 1 for step, count in enumerate(bits) for shift in range(count - 1, -1, -1)]
     if not columns:
         return states.new_empty(len(states), 0)

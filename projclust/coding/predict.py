@@ -11,26 +11,17 @@ from projclust.coding.codebooks import NONE, TRELLIS, distortions
 from projclust.coding.design import DECODER_BITS, Design, Designer, bytes_beside_codes
 from projclust.coding.encode import widening
 from projclust.coding.fit import CodedMatrix, encode_table
-from projclust.coding.stored import SideTables, decoder_of_each
+from projclust.coding.stored import decoder_of_each
 from projclust.errors import ProjclustError
-from projclust.shapes import CodedShape
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a table would be coded with, and what that would leave.
+    """What a table would be coded with, and what that would leave."""
 
-    Attributes:
-        bytes: the size of everything stored.
-        relative_error: squared error of the rows over the table's squared norm.
-        weighted_relative_error: the same with the row weights.
-        rows: the table in classes.
-        design: what it would be coded with.
-    """
-
-    bytes: int
-    relative_error: float
-    weighted_relative_error: float
+    bytes: int  # of everything stored
+    relative_error: float  # squared error of the rows over the table's squared norm
+    weighted_relative_error: float  # the same with the row weights
     rows: ClassedRows
     design: Design
 
@@ -38,21 +29,12 @@ class Prediction:
 def predict_coded(
     table: Tensor, budgets: Sequence[int], sample_weight: Tensor | None = None, sensitivity: Tensor | None = None
 ) -> list[Prediction]:
-    """What `fit_coded` would reach with the trellis codes, for each of several budgets.
+    """What `fit_coded` would reach with the trellis codes, for each of several budgets of bytes.
 
     The codes are taken for Gaussian test channels: a coordinate with variance v and distortion D (of its kind of code)
     is read as (1 - D) of itself and noise of variance D (1 - D) v. On tables of hundreds of columns the errors are
     within a few per cent of those of the codes themselves, and far cheaper; short rows are coded worse than predicted.
-
-    Args:
-        table, sample_weight, sensitivity: as `fit_coded`.
-        budgets: bytes.
-
-    Returns:
-        a prediction for each budget. Its errors are those of the table's own coordinates, whatever the sensitivity.
-
-    Raises:
-        ProjclustError: what `fit_coded` raises.
+    The errors are those of the table's own coordinates, whatever the sensitivity.
     """
     rows = classes_by_weight(table, sample_weight, None)
     designer = Designer(rows, sensitivity, TRELLIS)
@@ -63,11 +45,10 @@ def predict_coded(
     for budget in budgets:
         design = designer.best(budget)
         errors = _errors(design, statistics, designer.sensitivity)
-        plain = errors * unweighted
         prediction = Prediction(
-            bytes=_bytes(design.side, statistics.rows),
-            relative_error=_ratio(float(plain.sum()), float(norms.sum())),
-            weighted_relative_error=_ratio(float(errors.sum()), float(rows.weights.cpu() @ norms)),
+            bytes=design.side.shape(statistics.rows, DECODER_BITS).bytes,
+            relative_error=_ratio((errors * unweighted).sum(), norms.sum()),
+            weighted_relative_error=_ratio(errors.sum(), rows.weights.cpu() @ norms),
             rows=rows,
             design=design,
         )
@@ -91,11 +72,7 @@ def least_bytes(n: int, d: int) -> int:
 
 
 def check_budget(budget: int, n: int, d: int) -> None:
-    """Refuse a size that codes cannot have.
-
-    Raises:
-        ProjclustError: saying what they need.
-    """
+    """Refuse a size that codes cannot have, with an error that says what they need."""
     least = least_bytes(n, d)
     if budget < least:
         bits = 8 * least / (n * d)
@@ -114,15 +91,8 @@ def _unweighted(rows: ClassedRows, statistics: ClassStatistics) -> Tensor:
     return torch.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1].clamp(min=1e-300), torch.ones_like(sums[:, 0]))
 
 
-def _ratio(error: float, norm: float) -> float:
-    return error / norm if norm > 0 else 0.0
-
-
-def _bytes(side: SideTables, rows: list[int]) -> int:
-    decoders, rank, d = side.decoders.shape
-    code_bytes = sum(count * layout.row_bytes for count, layout in zip(rows, side.layouts(), strict=True))
-    sizes = {"rank": rank, "decoders": decoders, "decoder_bits": DECODER_BITS, "coded": int((side.kinds != NONE).sum())}
-    return CodedShape(sum(rows), d, len(rows), affine=True, code_bytes=code_bytes, **sizes).bytes
+def _ratio(error: Tensor, norm: Tensor) -> float:
+    return float(error) / float(norm) if norm > 0 else 0.0
 
 
 def _errors(design: Design, statistics: ClassStatistics, sensitivity: Tensor) -> Tensor:

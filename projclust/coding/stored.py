@@ -4,38 +4,41 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from projclust.coding.codebooks import NONE
 from projclust.coding.layout import ClassLayout, class_layouts
 from projclust.coding.packing import bits_float, float_bits, pack_nibbles, unpack_nibbles
 from projclust.errors import ProjclustError
+from projclust.shapes import CodedShape
 
 # Deviations are stored in so many steps of an octave below their class's largest.
 STEPS_PER_OCTAVE = 16
-# The most negative number that is stored, for each width of decoder entries; the codes are numbers from 0 on.
-OFFSET = {4: 8, 8: 128}
+# What is added to numbers of 4 or 8 bits, so that the stored codes are numbers from 0 on.
+_OFFSET = {4: 8, 8: 128}
 
 
 @dataclass(frozen=True)
 class SideTables:
-    """What the rows of a coded table are decoded with, as numbers.
+    """What the rows of a coded table are decoded with, as numbers."""
 
-    Attributes:
-        kinds: (C, r) uint8.
-        deviations: (C, r) float32, what a coordinate's decoded value is multiplied by; zero without a code.
-        means: (C, d) float32, or None for classes without.
-        decoders: (G, r, d) float32.
-    """
-
-    kinds: Tensor
-    deviations: Tensor
-    means: Tensor | None
-    decoders: Tensor
+    kinds: Tensor  # (C, r) uint8
+    deviations: Tensor  # (C, r) float32, what a coordinate's decoded value is multiplied by; zero without a code
+    means: Tensor | None  # (C, d) float32
+    decoders: Tensor  # (G, r, d) float32
 
     def layouts(self) -> list[ClassLayout]:
         """The layout of the rows of each class."""
         return class_layouts(self.kinds)
+
+    def shape(self, rows: list[int], decoder_bits: int) -> CodedShape:
+        """The sizes of a table that has so many rows in each class."""
+        decoders, rank, d = self.decoders.shape
+        code_bytes = sum(count * layout.row_bytes for count, layout in zip(rows, self.layouts(), strict=True))
+        sizes = {"rank": rank, "decoders": decoders, "decoder_bits": decoder_bits, "code_bytes": code_bytes}
+        coded = int((self.kinds != NONE).sum())
+        return CodedShape(sum(rows), d, len(rows), affine=self.means is not None, coded=coded, **sizes)
 
 
 class _Integers(NamedTuple):
@@ -47,25 +50,17 @@ class _Integers(NamedTuple):
 
     def read(self) -> Tensor:
         """(..., m) float32, the numbers they stand for."""
-        return (self.codes.float() - OFFSET[self.bits]) * self.scales.unsqueeze(-1)
+        return (self.codes.float() - _OFFSET[self.bits]) * self.scales.unsqueeze(-1)
 
 
 class _Codes(NamedTuple):
-    """Numbers of `SideTables` as they are stored, before any is packed.
+    """Numbers of `SideTables` as they are stored, before any is packed."""
 
-    Attributes:
-        kinds: (C, r) uint8.
-        steps: (C, r) the deviations, in steps below the gain.
-        gains: (C,) float32, rounded.
-        decoders: those of (G, r, d).
-        means: those of (C, d), or None.
-    """
-
-    kinds: Tensor
-    steps: Tensor
-    gains: Tensor
-    decoders: _Integers
-    means: _Integers | None
+    kinds: Tensor  # (C, r) uint8
+    steps: Tensor  # (C, r) the deviations, in steps below the gain
+    gains: Tensor  # (C,) float32, rounded
+    decoders: _Integers  # (G, r, d)
+    means: _Integers | None  # (C, d)
 
     def read(self) -> SideTables:
         """The numbers they stand for."""
@@ -111,11 +106,7 @@ def store_side_tables(tables: SideTables, decoder_bits: int) -> tuple[dict[str, 
 
 
 def read_side_tables(stored: dict[str, Tensor], rank: int, d: int, decoder_bits: int) -> SideTables:
-    """The numbers in stored tensors.
-
-    Raises:
-        ProjclustError: the kinds of codes do not go with the deviations.
-    """
+    """The numbers in stored tensors, all but the codes and class ids."""
     kinds = unpack_nibbles(stored["kinds"], rank)  # (C, r)
     coded = kinds != NONE
     # A compiler cannot look at data; what it follows was read before.
@@ -127,8 +118,8 @@ def read_side_tables(stored: dict[str, Tensor], rank: int, d: int, decoder_bits:
     if "means" in stored:
         means = _Integers(stored["means"], bits_float(stored["mean_scales"], torch.bfloat16), 8)
     return _Codes(
-        kinds=kinds,
-        steps=torch.nn.functional.pad(stored["deviations"], (1, 0))[place],
+        kinds,
+        steps=F.pad(stored["deviations"], (1, 0))[place],
         gains=bits_float(stored["gains"], torch.bfloat16),
         decoders=_Integers(decoders, bits_float(stored["decoder_scales"], torch.float16), decoder_bits),
         means=means,
@@ -143,16 +134,16 @@ def stored_means(means: Tensor) -> Tensor:
 def stored_decoders(decoders: Tensor, bits: int) -> Tensor:
     """(G, r, d) float32 decoders as they will be read; with 4 bits, each row is cut off where that serves it best."""
     rows = decoders.float()
-    if bits == 4:
-        largest = rows.abs().amax(-1, keepdim=True)
-        best, best_error = rows, torch.full_like(largest, float("inf"))
-        for fraction in torch.linspace(1, 0.5, 21).tolist():
-            read = _rounded(rows.clamp(-fraction * largest, fraction * largest), bits, torch.float16).read()
-            error = (read - rows).square().sum(-1, keepdim=True)
-            best = torch.where(error < best_error, read, best)
-            best_error = torch.minimum(error, best_error)
-        return best
-    return _rounded(rows, bits, torch.float16).read()
+    if bits == 8:
+        return _rounded(rows, bits, torch.float16).read()
+    largest = rows.abs().amax(-1, keepdim=True)
+    best, best_error = rows, torch.full_like(largest, float("inf"))
+    for fraction in torch.linspace(1, 0.5, 21).tolist():
+        read = _rounded(rows.clamp(-fraction * largest, fraction * largest), bits, torch.float16).read()
+        error = (read - rows).square().sum(-1, keepdim=True)
+        best = torch.where(error < best_error, read, best)
+        best_error = torch.minimum(error, best_error)
+    return best
 
 
 def decoder_of_each(classes: int, decoders: int) -> list[int]:
@@ -161,11 +152,7 @@ def decoder_of_each(classes: int, decoders: int) -> list[int]:
 
 
 def read_classes(stored: dict[str, Tensor], n: int, classes: int) -> Tensor:
-    """(n,) the class of every row, int64.
-
-    Raises:
-        ProjclustError: one is not among the classes.
-    """
+    """(n,) the class of every row, int64."""
     if classes == 1:
         return torch.zeros(n, dtype=torch.int64, device=stored["weight"].device)
     ids = unpack_nibbles(stored["classes"], n) if classes <= 16 else stored["classes"]
@@ -183,7 +170,7 @@ def store_classes(ids: Tensor, classes: int) -> dict[str, Tensor]:
 
 def _rounded(values: Tensor, bits: int, scale_dtype: torch.dtype) -> _Integers:
     """Numbers (..., m) in so many bits: the largest of each row takes the largest code."""
-    offset = OFFSET[bits]
+    offset = _OFFSET[bits]
     scales = (values.abs().amax(-1) / (offset - 1)).to(scale_dtype).float()
     codes = (values / scales.clamp(min=1e-38).unsqueeze(-1)).round() + offset
     return _Integers(codes.clamp(1, 2 * offset - 1).to(torch.uint8), scales, bits)

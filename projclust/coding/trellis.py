@@ -5,6 +5,7 @@ which of its predecessors each came from is remembered, and the cheapest last st
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -16,16 +17,10 @@ _CPU_ROWS, _CUDA_ROWS = 256, 8192
 
 
 def search(coordinates: Tensor, kinds: Sequence[int], importance: Tensor) -> Tensor:
-    """The states, step by step, of the best path of every row.
+    """(N, steps) uint8: the states of the best path of every row, from state 0 on, as if zeros came before the row.
 
-    Args:
-        coordinates: (N, m) float32, in units of their deviations, in the order of the row's bits.
-        kinds: the kind of each coordinate, ascending. Coordinates of one kind are decoded in steps of `Kind.values`;
-            the last step of a kind may be short.
-        importance: (m,) what a unit of squared error costs in each coordinate.
-
-    Returns:
-        (N, steps) uint8. The path starts in state 0, as if zeros came before the row.
+    The coordinates, (N, m) float32 in units of their deviations, lie in the order of the row's bits, by ascending kind;
+    `importance`, (m,), is what a unit of squared error costs in each.
     """
     steps = steps_of(kinds)
     tables = decode_tables(coordinates.device)
@@ -41,14 +36,10 @@ def search(coordinates: Tensor, kinds: Sequence[int], importance: Tensor) -> Ten
 
 def steps_of(kinds: Sequence[int]) -> list[tuple[int, int, int]]:
     """(first coordinate, one past the last, kind) of every step over coordinates of ascending kinds."""
-    steps = []
-    start = 0
-    while start < len(kinds):
-        kind = kinds[start]
-        end = start + 1
-        while end < len(kinds) and end - start < KINDS[kind].values and kinds[end] == kind:
-            end += 1
-        steps.append((start, end, kind))
+    steps, start = [], 0
+    for kind, run in groupby(kinds):
+        end, size = start + len(list(run)), KINDS[kind].values
+        steps += [(first, min(first + size, end), kind) for first in range(start, end, size)]
         start = end
     return steps
 

@@ -25,51 +25,38 @@ _LATENT = ("latent_deviations", "latent_means", "latent_decoders")
 
 
 class Addresses(NamedTuple):
-    """What follows from the stored bytes of a table and is derived once.
+    """What follows from the stored bytes of a table and is derived once."""
 
-    Attributes:
-        starts: (n,) the first byte of each row's code.
-        classes: (n,) uint8.
-        windows: where the coordinates of a row of each class lie in its code.
-        layouts: the same, class by class.
-        rows: the number of rows of each class.
-    """
-
-    starts: Tensor
-    classes: Tensor
+    starts: Tensor  # (n,) the first byte of each row's code
+    classes: Tensor  # (n,) uint8
     windows: Windows
     layouts: list[ClassLayout]
-    rows: list[int]
+    rows: list[int]  # the number of rows of each class
 
 
 class CodedTable(CompressedTable[CodedShape]):
     """A table of n rows in d dimensions, each row a short string of bits: ``row = mean + coordinates @ decoder``.
 
-    A row belongs to a class, which says how many bits each of its coordinates has; what is decoded from them is
-    multiplied by the coordinate's deviation in that class. In memory lie the bytes of the file, as uint8 buffers of the
-    primary table (see docs/format.md): half() and to(dtype) change the dtype of what is decoded and, while nothing of
-    it is trained, no byte. Secondary tables (a tied head) hold nothing and read the primary.
+    A row belongs to a class, which says how many bits each of its coordinates has, and what those are multiplied by.
 
-    The buffer of codes is called `weight` on purpose: software that does not know the format stops at its shape instead
-    of going on with a random table.
+    In memory lie the bytes of the file, as uint8 buffers of the primary table (see docs/format.md): half() and
+    to(dtype) change the dtype of what is decoded and, while nothing of it is trained, no byte. The buffer of codes is
+    called `weight` on purpose: software that does not know the format stops at its shape instead of going on with a
+    random table. Secondary tables (a tied head) hold nothing and read the primary.
 
     After `unfreeze` three float parameters take the place of everything stored beside the codes: what is read are their
     values rounded to what can be stored, and gradients pass the rounding as if it were not there (Bengio et al.,
-    "Estimating or propagating gradients through stochastic neurons", 2013). So training sees what saving keeps, and
-    a checkpoint's size never changes.
-
-    Attributes:
-        latent_deviations, latent_means, latent_decoders: (C, r), (C, d) and (G, r, d) after `unfreeze`; else None, as
-            are the means of a table that has none. Deviations, of very different sizes, are there as logarithms to
-            base 2: a step of an optimizer changes all by the same factor.
+    "Estimating or propagating gradients through stochastic neurons", 2013). So training sees what saving keeps.
+    Deviations, of very different sizes, are trained as logarithms to base 2: an optimizer's step changes all by the
+    same factor.
     """
 
     weight: Tensor
     kinds: Tensor
     _like: Tensor
-    latent_deviations: nn.Parameter | None
-    latent_means: nn.Parameter | None
-    latent_decoders: nn.Parameter | None
+    latent_deviations: nn.Parameter | None  # (C, r)
+    latent_means: nn.Parameter | None  # (C, d)
+    latent_decoders: nn.Parameter | None  # (G, r, d)
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         self._warns = True
@@ -99,14 +86,9 @@ class CodedTable(CompressedTable[CodedShape]):
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """The stored bytes by name; after training those of what was trained.
-
-        Raises:
-            ProjclustError: what was trained is no number any more.
-        """
+        """The stored bytes by name; after training those of what was trained."""
         owner = self.primary
-        bytes_of = {name: getattr(owner, name) for name in self.shape.stored}
-        return bytes_of if owner.is_frozen else bytes_of | owner._latent_bytes()
+        return owner._buffers_by_name() if owner.is_frozen else owner._buffers_by_name() | owner._latent_bytes()
 
     @torch.no_grad()
     def set_stored(self, stored: dict[str, Tensor]) -> None:
@@ -138,10 +120,10 @@ class CodedTable(CompressedTable[CodedShape]):
         """Undo `unfreeze`: what was trained becomes the stored bytes."""
         owner = self.primary
         if not owner.is_frozen:
-            stored = owner._latent_bytes()
+            stored = owner.stored
             for name in _LATENT:
                 setattr(owner, name, None)
-            owner.set_stored(owner.stored | stored)
+            owner.set_stored(stored)
 
     def side_tables(self) -> SideTables:
         """What rows are decoded with; differentiable after `unfreeze`."""
@@ -160,37 +142,26 @@ class CodedTable(CompressedTable[CodedShape]):
         )
 
     def addresses(self) -> Addresses:
-        """Where everything lies in the codes; derived anew when the bytes it follows from were changed or moved.
-
-        Raises:
-            ProjclustError: the bytes contradict each other.
-        """
-        addresses: Addresses = self._derived()
-        return addresses
+        """Where everything lies in the codes; derived anew when the bytes it follows from were changed or moved."""
+        return self._derived()
 
     def _ids(self) -> list[Tensor]:
         return [getattr(self.primary, name) for name in ("classes", "kinds") if name in self.shape.stored]
 
     def _derive(self) -> Addresses:
-        shape, stored = self.shape, {name: getattr(self, name) for name in self.shape.stored}
-        side = read_side_tables(stored, shape.rank, shape.d, shape.decoder_bits)
+        shape, side = self.shape, self._read_side_tables()
         parts = {"gains": side.deviations, "mean_scales": side.means, "decoder_scales": side.decoders}
         for name, part in parts.items():
             if part is not None and not bool(part.isfinite().all()):
                 raise ProjclustError(f"the embedding's {name} have NaN or infinite entries")
-        classes = read_classes(stored, shape.n, shape.classes)
+        classes = read_classes(self._buffers_by_name(), shape.n, shape.classes)
         layouts = side.layouts()
         rows = torch.bincount(classes, minlength=shape.classes).tolist()
         row_bytes = [layout.row_bytes for layout in layouts]
         if sum(map(mul, rows, row_bytes)) != shape.code_bytes:
             raise ProjclustError("the codes have another length than their classes and kinds add up to")
-        return Addresses(
-            starts=row_starts(classes, row_bytes),
-            classes=classes.to(torch.uint8),
-            windows=windows_of(layouts, shape.rank, self.weight.device),
-            layouts=layouts,
-            rows=rows,
-        )
+        windows = windows_of(layouts, shape.rank, self.weight.device)
+        return Addresses(row_starts(classes, row_bytes), classes.to(torch.uint8), windows, layouts, rows)
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
@@ -228,14 +199,16 @@ class CodedTable(CompressedTable[CodedShape]):
         super().train(mode)
         return self
 
+    def _buffers_by_name(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.shape.stored}
+
     def _read_side_tables(self) -> SideTables:
         shape = self.shape
-        return read_side_tables(self.stored, shape.rank, shape.d, shape.decoder_bits)
+        return read_side_tables(self._buffers_by_name(), shape.rank, shape.d, shape.decoder_bits)
 
     def _latent_bytes(self) -> dict[str, Tensor]:
         latent = self._latent_tables()
-        values = (latent.deviations, latent.means, latent.decoders)
-        if not all(own is None or bool(own.isfinite().all()) for own in values):
+        if not all(part is None or bool(part.isfinite().all()) for part in vars(latent).values()):
             raise ProjclustError("training has made the embedding NaN or infinite")
         return store_side_tables(latent, self.shape.decoder_bits)[0]
 
@@ -297,16 +270,6 @@ class CodedEmbedding(EmbeddingLookup[CodedShape], CodedTable):
         embedding.set_stored(coded.stored)
         vectors = embedding(torch.tensor([[101, 7592, 102]]))  # (1, 3, d)
     """
-
-    def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        distinct, inverse = ids.unique(return_inverse=True)
-        return self._decode_static(distinct), inverse
-
-    def _decode_static(self, ids: Tensor) -> Tensor:
-        rows = self.decode(ids)
-        if self.padding_idx is not None and torch.is_grad_enabled():
-            rows = self._without_padding_gradient(rows, ids == self.padding_idx)
-        return rows
 
 
 def _straight_through(latent: Tensor, read: Tensor) -> Tensor:

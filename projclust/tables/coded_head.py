@@ -14,7 +14,7 @@ from projclust.coding.stored import decoder_of_each
 from projclust.shapes import CodedShape
 from projclust.tables.coded import BLOCK_ROWS, CodedTable
 from projclust.tables.head import TiedHead
-from projclust.tables.table import in_compiler
+from projclust.tables.table import in_compiler, inverse_of
 
 # The positions whose logits are put in vocabulary order at once.
 _BLOCK_POSITIONS = 256
@@ -64,8 +64,7 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
             return known
         with torch.inference_mode(False), torch.no_grad():
             rows = addresses.classes.long().argsort(stable=True)
-            position = torch.empty_like(rows)
-            position[rows] = torch.arange(len(rows), device=rows.device)
+            position = inverse_of(rows)
             groups = decoder_of_each(self.shape.classes, self.shape.decoders)
             blocks, first_row, first_byte = [], 0, 0
             for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
@@ -83,21 +82,13 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
 
 
 class _Block(NamedTuple):
-    """Rows of one class that are decoded together.
+    """Rows of one class that are decoded together."""
 
-    Attributes:
-        number: the number of the class.
-        first_row, rows: the first of them among the rows in the order of the classes, and how many they are.
-        first_byte: where their codes begin.
-        inner: (m,) the coordinates with codes, among those of all decoders.
-        layout: that of the rows.
-    """
-
-    number: int
-    first_row: int
-    rows: int
-    first_byte: int
-    inner: Tensor
+    number: int  # of the class
+    first_row: int  # in the order of the classes
+    rows: int  # how many there are
+    first_byte: int  # where their codes begin
+    inner: Tensor  # (m,) the coordinates with codes, among those of all decoders
     layout: ClassLayout
 
     def unit_coordinates(self, codes: Tensor, values: Tensor) -> Tensor:
@@ -119,21 +110,13 @@ class _Block(NamedTuple):
 
 
 class _HeadOrder(NamedTuple):
-    """The rows of the table class by class.
+    """The rows of the table class by class."""
 
-    Attributes:
-        position: (n,) vocabulary row i is row ``position[i]`` of the classes'.
-        rows: (n,) the inverse.
-        blocks: all rows, some at a time.
-        values: (tables * 256,) what codes are decoded by.
-        starts: those of the addresses that this was derived from.
-    """
-
-    position: Tensor
-    rows: Tensor
+    position: Tensor  # (n,) vocabulary row i is row position[i] of the classes'
+    rows: Tensor  # (n,) the inverse
     blocks: list[_Block]
-    values: Tensor
-    starts: Tensor
+    values: Tensor  # (tables * 256,) what codes are decoded by
+    starts: Tensor  # those of the addresses that this was derived from
 
 
 def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
@@ -147,10 +130,7 @@ def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tenso
 
 
 class _CodedLogits(torch.autograd.Function):
-    """Logits of N positions: a block of rows is decoded, used and forgotten, in either direction.
-
-    Inputs: inner (N, G*r); shift (N, C); deviations (C, r) float32; codes (B,) uint8. Output: (N, n).
-    """
+    """Logits (N, n) of inner (N, G*r), shift (N, C): rows are decoded block by block, used and forgotten, both ways."""
 
     @staticmethod
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
@@ -192,10 +172,5 @@ class _CodedLogits(torch.autograd.Function):
             if wants_deviations:
                 found = inner.index_select(1, block.inner).t() @ part  # (m, rows)
                 to_deviations[block.number].index_add_(0, block.layout.coded, (found.float() * unit).sum(1))
-        return (
-            to_inner.to(inner.dtype) if wants_inner else None,
-            to_shift.to(inner.dtype) if wants_shift else None,
-            to_deviations if wants_deviations else None,
-            None,
-            None,
-        )
+        # What is not wanted is not read either.
+        return to_inner.to(inner.dtype), to_shift.to(inner.dtype), to_deviations, None, None

@@ -12,25 +12,17 @@ from projclust.errors import ProjclustError
 from projclust.shapes import FactoredShape
 from projclust.tables.grouped import grouped_product
 from projclust.tables.lookup import EmbeddingLookup
-from projclust.tables.table import CompressedTable
+from projclust.tables.table import CompressedTable, inverse_of
 
 
 class RowOrder(NamedTuple):
-    """Where each vocabulary row lies in the coefficients, which are stored cluster by cluster.
+    """Where each vocabulary row lies in the coefficients, which are stored cluster by cluster; tensors are int64."""
 
-    Attributes:
-        position: (n,) int64; row i of the table is row ``position[i]`` of the coefficients.
-        rows: (n,) int64, the inverse: row i of the coefficients is row ``rows[i]`` of the table.
-        ends: (k,) int64; the first position after each cluster.
-        sizes: the number of rows of each cluster.
-        starts: (n,) int64; row i's coefficients begin at element ``starts[i]`` of the flat ones. Unequal ranks only.
-    """
-
-    position: Tensor
-    rows: Tensor
-    ends: Tensor
-    sizes: list[int]
-    starts: Tensor | None
+    position: Tensor  # (n,) row i of the table is row position[i] of the coefficients
+    rows: Tensor  # (n,) the inverse: row i of the coefficients is row rows[i] of the table
+    ends: Tensor  # (k,) the first position after each cluster
+    sizes: list[int]  # the number of rows of each cluster
+    starts: Tensor | None  # (n,) with unequal ranks, the first element of each row in the flat coefficients
 
     def to(self, device: torch.device) -> "RowOrder":
         """The same on a device."""
@@ -47,31 +39,18 @@ class FactorizedTable(CompressedTable[FactoredShape]):
 
     The coefficient tensor is called `weight` on purpose: what reads the dtype, the device or the number of rows of an
     embedding's weight keeps working, and software that does not know the format stops at its shape (n, j) instead of
-    going on with a random table.
-
-    The rows of `weight` are grouped by cluster, in vocabulary order inside each group. So every cluster is one
-    contiguous slice, which the output head multiplies without gathering; where a vocabulary row lies follows from
-    `clusters` and is never stored.
+    going on with a random table. Its rows are grouped by cluster, in vocabulary order inside each group, so that the
+    output head multiplies contiguous slices; where a vocabulary row lies follows from `clusters` and is never stored.
 
     Clusters may have ranks of their own. Then nothing is padded: the coefficients are flat, each cluster's slice of
-    them a matrix of its rank, and the bases lie one below the other.
-
-    Attributes:
-        weight: (n, j) coefficients, cluster by cluster; of unequal ranks (sum of n_c * j_c,).
-        bases: (k, j, d); of unequal ranks (sum of j_c, d).
-        means: (k, d) or None.
-        clusters: (n,) the cluster of each vocabulary row, uint8 (k <= 256) or int32; a buffer of the primary table
-            only. Secondary tables (a tied head) share the factors and read `clusters` from the primary.
-        n_clusters: k.
-        rank: the largest rank.
-        ranks: the rank of each cluster.
-        cluster_sizes: the rows of each cluster, which `clusters` must keep to; None for equal ranks.
+    them a matrix of its rank, and the bases lie one below the other; `clusters` must keep to `cluster_sizes`.
+    Secondary tables (a tied head) share the factors and read `clusters` from the primary.
     """
 
-    weight: nn.Parameter
-    bases: nn.Parameter
-    means: nn.Parameter | None
-    clusters: Tensor
+    weight: nn.Parameter  # (n, j) coefficients, cluster by cluster; of unequal ranks (sum of n_c * j_c,)
+    bases: nn.Parameter  # (k, j, d); of unequal ranks (sum of j_c, d)
+    means: nn.Parameter | None  # (k, d)
+    clusters: Tensor  # (n,) the cluster of each vocabulary row, uint8 (k <= 256) or int32; the primary's only
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         shape = self.shape
@@ -80,9 +59,8 @@ class FactorizedTable(CompressedTable[FactoredShape]):
         self.rank = max(self.ranks)
         self.cluster_sizes = None if shape.sizes is None else list(shape.sizes)
         for name in ("weight", "bases", "means"):
-            is_there = name != "means" or shape.affine
-            factor = torch.empty(shape.stored[name], dtype=dtype, device=device) if is_there else None
-            self.register_parameter(name, None if factor is None else nn.Parameter(factor))
+            factor = nn.Parameter(torch.empty(shape.stored[name], dtype=dtype, device=device))
+            self.register_parameter(name, factor if name != "means" or shape.affine else None)
         if self.primary is self:
             # Not a Parameter (integers cannot require gradients); not int16, which gloo cannot broadcast.
             ids = torch.uint8 if shape.k <= 256 else torch.int32
@@ -98,13 +76,8 @@ class FactorizedTable(CompressedTable[FactoredShape]):
         return ["weight", "bases"] if self.means is None else ["weight", "bases", "means"]
 
     def row_order(self) -> RowOrder:
-        """Where each vocabulary row lies in `weight`; built anew when `clusters` was changed or moved.
-
-        Raises:
-            ProjclustError: a cluster id is not one of the k, or the clusters have other sizes than the coefficients.
-        """
-        order: RowOrder = self._derived()
-        return order
+        """Where each vocabulary row lies in `weight`; built anew when `clusters` was changed or moved."""
+        return self._derived()
 
     def _ids(self) -> list[Tensor]:
         return [self.primary.clusters]
@@ -114,8 +87,7 @@ class FactorizedTable(CompressedTable[FactoredShape]):
         if int(clusters.min()) < 0 or int(clusters.max()) >= self.n_clusters:
             raise ProjclustError(f"a cluster id lies outside 0 .. {self.n_clusters - 1}")
         rows = clusters.argsort(stable=True)
-        position = torch.empty_like(rows)
-        position[rows] = torch.arange(len(rows), device=rows.device)
+        position = inverse_of(rows)
         counts = torch.bincount(clusters, minlength=self.n_clusters)
         ends, sizes, starts = counts.cumsum(0), counts.tolist(), None
         if self.cluster_sizes is not None:
@@ -129,17 +101,10 @@ class FactorizedTable(CompressedTable[FactoredShape]):
 
     @torch.no_grad()
     def set_factors(self, labels: Tensor, coefficients: Tensor, bases: Tensor, means: Tensor | None) -> None:
-        """Fill the table.
+        """Fill the table, from factors of any float dtype and on any device.
 
-        Args:
-            labels: (n,) the cluster of each vocabulary row.
-            coefficients: (n, j) in vocabulary order; like the rest, of any float dtype and on any device. Of unequal
-                ranks j is the largest, and what lies beyond a cluster's own is left out, here and in `bases`.
-            bases: (k, j, d).
-            means: (k, d), or None for a table without means.
-
-        Raises:
-            ProjclustError: the labels do not give the clusters their sizes.
+        The labels, (n,), and coefficients, (n, j), are in vocabulary order; bases are (k, j, d), means (k, d). Of
+        unequal ranks j is the largest: what lies beyond a cluster's own is left out.
         """
         self.clusters.copy_(labels)
         self._index = None
@@ -151,6 +116,31 @@ class FactorizedTable(CompressedTable[FactoredShape]):
             basis.copy_(given[: len(basis)])
         if self.means is not None and means is not None:
             self.means.copy_(means)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """(N, d) the row of every token, in one batched product."""
+        coefficients = self._padded_coefficients(ids)  # (N, j)
+        clusters = self.primary.clusters.index_select(0, ids).long()  # (N,)
+        rows = grouped_product(coefficients, clusters, self._padded_bases())
+        return rows if self.means is None else rows + F.embedding(clusters, self.means)
+
+    def _padded_coefficients(self, ids: Tensor) -> Tensor:
+        """(N, j) for every token, j the largest rank; beyond a token's own rank lies anything."""
+        order = self.row_order().to(ids.device)
+        # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
+        if order.starts is None:
+            position = F.embedding(ids, order.position.unsqueeze(1)).squeeze(1)
+            return F.embedding(position, self.weight)
+        starts = F.embedding(ids, order.starts.unsqueeze(1))  # (N, 1)
+        elements = (starts + torch.arange(self.rank, device=ids.device)).clamp(max=self.weight.numel() - 1)
+        return self.weight.gather(0, elements.flatten()).view(-1, self.rank)
+
+    def _padded_bases(self) -> Tensor:
+        """(k, j, d), j the largest rank; zero beyond a cluster's own rank, so that coefficients there count nothing."""
+        if self.cluster_sizes is None:
+            return self.bases
+        bases = zip(self.basis_of_each(), self.ranks, strict=True)
+        return torch.stack([F.pad(basis, (0, 0, 0, self.rank - rank)) for basis, rank in bases])
 
     @torch.no_grad()
     def dense_weight(self) -> Tensor:
@@ -205,14 +195,10 @@ class ProjectiveEmbedding(EmbeddingLookup[FactoredShape], FactorizedTable):
         distinct, inverse = position.index_select(0, ids).unique(return_inverse=True)
         counts = torch.searchsorted(distinct, ends).diff(prepend=ends.new_zeros(1)).tolist()
         parts = self._coefficients_at(distinct, counts)
-        rows = torch.cat(
-            [
-                part @ basis if mean is None else torch.addmm(mean, part, basis)
-                for part, basis, mean in zip(parts, self.basis_of_each(), self.mean_of_each(), strict=True)
-            ]
-        )  # (u, d)
+        each = zip(parts, self.basis_of_each(), self.mean_of_each(), strict=True)
+        rows = torch.cat([own @ basis if mean is None else torch.addmm(mean, own, basis) for own, basis, mean in each])
         if self.padding_idx is not None and torch.is_grad_enabled():
-            rows = self._without_padding_gradient(rows, distinct == position[self.padding_idx])
+            rows = torch.where((distinct == position[self.padding_idx]).unsqueeze(1), rows.detach(), rows)
         return rows, inverse
 
     def _coefficients_at(self, positions: Tensor, counts: list[int]) -> Sequence[Tensor]:
@@ -225,34 +211,6 @@ class ProjectiveEmbedding(EmbeddingLookup[FactoredShape], FactorizedTable):
             F.embedding(part - first, coefficients)
             for part, first, coefficients in zip(positions.split(counts), firsts, stored, strict=False)
         ]
-
-    def _padded_coefficients(self, ids: Tensor) -> Tensor:
-        """(N, j) for every token, j the largest rank; beyond a token's own rank lies anything."""
-        order = self.row_order().to(ids.device)
-        # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
-        if order.starts is None:
-            position = F.embedding(ids, order.position.unsqueeze(1)).squeeze(1)
-            return F.embedding(position, self.weight)
-        starts = F.embedding(ids, order.starts.unsqueeze(1))  # (N, 1)
-        elements = (starts + torch.arange(self.rank, device=ids.device)).clamp(max=self.weight.numel() - 1)
-        return self.weight.gather(0, elements.flatten()).view(-1, self.rank)
-
-    def _padded_bases(self) -> Tensor:
-        """(k, j, d), j the largest rank; zero beyond a cluster's own rank, so that coefficients there count nothing."""
-        if self.cluster_sizes is None:
-            return self.bases
-        bases = zip(self.basis_of_each(), self.ranks, strict=True)
-        return torch.stack([F.pad(basis, (0, 0, 0, self.rank - rank)) for basis, rank in bases])
-
-    def _decode_static(self, ids: Tensor) -> Tensor:
-        coefficients = self._padded_coefficients(ids)  # (N, j)
-        clusters = self.primary.clusters.index_select(0, ids).long()  # (N,)
-        rows = grouped_product(coefficients, clusters, self._padded_bases())
-        if self.means is not None:
-            rows = rows + F.embedding(clusters, self.means)
-        if self.padding_idx is not None:
-            rows = self._without_padding_gradient(rows, ids == self.padding_idx)
-        return rows
 
 
 def by_cluster(weight: Tensor, sizes: Sequence[int], ranks: Sequence[int]) -> list[Tensor]:

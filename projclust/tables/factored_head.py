@@ -1,5 +1,6 @@
 """`ProjectiveLMHead`: the output layer tied to a `ProjectiveEmbedding`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,12 +67,10 @@ def _plain_logits(
 
 
 class _BlockedLogits(torch.autograd.Function):
-    """Logits of N positions, block by block: cluster by cluster into a buffer, then from there in vocabulary order.
+    """Logits (N, n), block by block: cluster by cluster into a buffer, then from there in vocabulary order.
 
-    So nothing of the logits' size is made but the logits, in either direction.
-
-    Inputs: inner (N, k*j), or (N, sum of j_c) of unequal ranks; shift (N, k) or None; weight and ranks as in
-    `FactorizedTable`; bias (n,) or None; the order of its rows. Output: (N, n).
+    So nothing of the logits' size is made but the logits, in either direction. `inner` is (N, k*j), or (N, sum of j_c)
+    of unequal ranks; `shift` is (N, k).
     """
 
     @staticmethod
@@ -91,10 +90,8 @@ class _BlockedLogits(torch.autograd.Function):
         start = weight.new_zeros(n) if bias is None else bias.index_select(0, order.rows)
         starts = start.split(sizes)
         logits = inner.new_empty(len(inner), n)
-        buffer = _block_buffer(logits)
-        for block in _blocks(len(inner)):
+        for block, grouped in _blocks(logits):
             codes = inner[block].split(ranks, 1)
-            grouped = buffer[: len(inner[block])]
             if shift is not None:
                 starts = tuple(map(torch.add, start.split(sizes), shift[block].split(1, 1)))
             parts = grouped.split(sizes, 1)
@@ -114,9 +111,7 @@ class _BlockedLogits(torch.autograd.Function):
         # Half precision would lose what many blocks add.
         to_weight = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
         to_stored = by_cluster(to_weight, ctx.sizes, ctx.ranks)
-        buffer = _block_buffer(gradient)
-        for block in _blocks(len(inner)) if wants_inner or wants_shift or wants_weight else []:
-            grouped = buffer[: len(inner[block])]
+        for block, grouped in _blocks(gradient) if wants_inner or wants_shift or wants_weight else ():
             torch.gather(gradient[block], 1, rows.expand_as(grouped), out=grouped)
             parts = grouped.split(ctx.sizes, 1)
             if wants_inner:
@@ -142,14 +137,14 @@ class _BlockedLogits(torch.autograd.Function):
         )
 
 
-def _blocks(positions: int) -> list[slice]:
-    return [slice(start, start + _BLOCK) for start in range(0, positions, _BLOCK)]
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of positions, and room for the logits of each in one buffer that they share.
 
-
-def _block_buffer(logits: Tensor) -> Tensor:
-    """Room for one block of `logits`, whose rows start on cache lines: products into unaligned rows are much slower."""
+    Its rows start on cache lines: products into unaligned rows are much slower.
+    """
     positions, n = logits.shape
     buffer = logits.new_empty(min(positions, _BLOCK), -(-n // _ALIGNMENT) * _ALIGNMENT)
     # oneDNN's bfloat16 products on AMX read a number beyond an odd count of them, times 0: it must not be NaN.
     buffer[:, n:] = 0
-    return buffer[:, :n]
+    for start in range(0, positions, _BLOCK):
+        yield slice(start, start + _BLOCK), buffer[: positions - start, :n]

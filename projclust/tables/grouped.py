@@ -5,16 +5,11 @@ from torch import Tensor
 
 
 def grouped_product(rows: Tensor, groups: Tensor, matrices: Tensor) -> Tensor:
-    """(N, d): each row times the matrix of its group.
+    """(N, d): each of the rows, (N, j), times the matrix of its group, one of (k, j, d); int64 `groups` are (N,).
 
     The rows are laid out in blocks that each belong to one group, so that one batched product does all. With N // k + 2
     slots a block, at most 2k blocks suffice however the rows are spread: less than twice the work of the groups
     themselves, and the blocks' matrices take no more memory than all of them twice.
-
-    Args:
-        rows: (N, j).
-        groups: (N,) int64, below k.
-        matrices: (k, j, d).
     """
     count, k = rows.shape[0], matrices.shape[0]
     size = count // k + 2  # never 1, which export would make a case of its own

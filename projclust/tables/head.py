@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 
 
 class TiedHead(CompressedTable[Shape]):
-    """The output layer that a language model ties to its embedding, to be mixed in with a table.
-
-    Attributes:
-        in_features, out_features: d and n.
-        bias: (n,) or None.
-    """
+    """The output layer that a language model ties to its embedding, to be mixed in with a table."""
 
     bias: nn.Parameter | None
 

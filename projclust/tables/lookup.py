@@ -1,6 +1,6 @@
 """What every compressed embedding does around the decoding of rows: shapes, padding, the scale of Gemma and BART."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,7 @@ class EmbeddingLookup(CompressedTable[Shape]):
     """The lookup of an embedding whose table is not there, to be mixed in with a table that decodes rows.
 
     Distinct tokens of a batch are decoded once. On accelerators and under torch.compile and torch.export, where shapes
-    may not depend on data, every token is decoded.
-
-    Attributes:
-        num_embeddings, embedding_dim: n and d.
-        padding_idx: as in `nn.Embedding`: this token gives no gradient to anything.
-        scale: factor on the output, rounded to the output's dtype first; None for no scaling.
-        dense_class: the class of the embedding that `to_dense` makes.
+    may not depend on data, every token is decoded. `dense_class` is the class that `to_dense` makes.
     """
 
     def __init__(
@@ -80,17 +74,21 @@ class EmbeddingLookup(CompressedTable[Shape]):
 
     def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the u distinct tokens, (u, d), and for each token which of them it is, (N,)."""
-        raise NotImplementedError
+        distinct, inverse = ids.unique(return_inverse=True)
+        return self._decode_static(distinct), inverse
 
     def _decode_static(self, ids: Tensor) -> Tensor:
-        """The row of every token, (N, d), by operations whose shapes do not depend on data."""
-        raise NotImplementedError
-
-    def _without_padding_gradient(self, rows: Tensor, is_padding: Tensor) -> Tensor:
-        return torch.where(is_padding.unsqueeze(1), rows.detach(), rows)
+        rows = self.decode(ids)
+        if self.padding_idx is not None and torch.is_grad_enabled():
+            rows = torch.where((ids == self.padding_idx).unsqueeze(1), rows.detach(), rows)
+        return rows
 
     def _scaled(self, rows: Tensor) -> Tensor:
-        return rows if self.scale is None else rows * _rounded(self.scale, rows.dtype)
+        """Rows times the scale as the nearest number of their dtype, which is what a scaled embedding multiplies by."""
+        if self.scale is None:
+            return rows
+        narrow = rows.dtype.itemsize < 4
+        return rows * (torch.tensor(self.scale, dtype=rows.dtype, device="cpu").item() if narrow else self.scale)
 
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}, {self.table_text()}"
@@ -113,10 +111,3 @@ def _scale_of(module: nn.Module) -> float | None:
         if isinstance(value, (int, float)):
             return float(value)
     return None
-
-
-def _rounded(scale: float, dtype: torch.dtype) -> float:
-    """`scale` as the nearest number of `dtype`, which is what a scaled embedding multiplies by."""
-    if dtype.itemsize >= 4:
-        return scale
-    return cast(float, torch.tensor(scale, dtype=dtype, device="cpu").item())

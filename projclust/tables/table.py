@@ -14,13 +14,9 @@ Shape = TypeVar("Shape", bound=FactoredShape | CodedShape)
 
 
 class CompressedTable(nn.Module, Generic[Shape]):
-    """An embedding table that is not there: its rows are made from something smaller.
+    """An embedding table that is not there: its rows, of this dtype, are made from something smaller.
 
-    Args:
-        shape: the sizes of everything that is stored.
-        dtype: the dtype of the rows.
-        device: where the stored tensors are allocated.
-        primary: the table whose stored tensors this one reads; None for a table that has its own.
+    A table with a `primary` reads the stored tensors of that one; any other has its own.
     """
 
     def __init__(
@@ -41,24 +37,18 @@ class CompressedTable(nn.Module, Generic[Shape]):
         """Make what is stored, without values."""
         raise NotImplementedError
 
-    @classmethod
-    def from_dense(cls, old: Any, shape: Shape, primary: "CompressedTable[Shape] | None" = None) -> "Self":
-        """The module, yet to be filled, that takes the place of a stock one on its device and with its dtype."""
-        raise NotImplementedError
-
     def to_dense(self, weight: nn.Parameter) -> nn.Module:
         """The stock module with this weight, (n, d), that takes the place of the compressed one."""
-        raise NotImplementedError
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
         raise NotImplementedError
 
     @property
     def primary(self) -> Any:
         """The table that holds what is stored: this one, or the one it is tied to."""
         return self._primary[0] if self._primary else self
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """(N, d) the row of every token, by operations whose shapes do not depend on data."""
+        raise NotImplementedError
 
     def dense_weight(self) -> Tensor:
         """(n, d) the table itself. For export only: no forward pass builds it."""
@@ -69,11 +59,7 @@ class CompressedTable(nn.Module, Generic[Shape]):
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Derive now where rows lie in what is stored, so that a compiled forward finds it.
-
-        Raises:
-            ProjclustError: what is stored contradicts itself.
-        """
+        """Derive now where rows lie in what is stored, so that a compiled forward finds it."""
         self._derived()
 
     def _ids(self) -> list[Tensor]:
@@ -114,6 +100,11 @@ class CompressedTable(nn.Module, Generic[Shape]):
 def in_compiler() -> bool:
     """Whether operations are being recorded (torch.compile, torch.export, torch.jit.trace) and not just run."""
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def inverse_of(order: Tensor) -> Tensor:
+    """(n,) the permutation that undoes another."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 def _state(tensors: list[Tensor]) -> list[Any]:
