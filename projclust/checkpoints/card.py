@@ -14,15 +14,15 @@ from projclust.errors import CheckpointError
 
 CARD_FILE = "README.md"
 
-_PAPER = "https://arxiv.org/abs/2010.04290"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
 
 
 def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> str:
     """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper."""
-    heading = f"{_short_name(report['model'])}, embedding compressed by projclust"
     auto = report["codes"] == "auto"  # the paper's rate says little of such codes
     rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report['compression_rate']:.2%}")]
+    weighted = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
+    svd = report["same_size_svd"]
     rows = [
         ("table", f"{report['n']:,} rows x {report['d']} columns"),
         ("method", _method_line(report)),
@@ -32,20 +32,16 @@ def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> s
         ("bytes of all weights", f"{report['model_bytes_dense']:,} -> {report['model_bytes_stored']:,}"),
         ("stored bits per original weight", f"{report['bits_per_weight']:.2f} ({report['codes']})"),
         ("relative squared error", f"{report['relative_error']:.4f}"),
-        (
-            f"SVD of equal size ({report['same_size_svd']['codes']}) would have",
-            f"{report['same_size_svd']['weighted_relative_error']:.4f}",
-        ),
+        *(weighted if report["weights"] != "uniform" else []),
+        (f"SVD of equal size ({svd['codes']}) would have", f"{svd['weighted_relative_error']:.4f}"),
     ]
-    if report["weights"] != "uniform":
-        rows[-1:-1] = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
     dense = "".join(
         f"\n`{part['name']}` ({part['bytes']:,} bytes) stays dense: {part['reason']}.\n"
         for part in report["dense_parts"]
     )
-    return f"""{_front_matter(report["model"], source, "quantized")}
-# {heading}
+    return f"""{_front_matter(source, report["model"])}
+# {_short_name(report["model"])}, embedding compressed by projclust
 
 {_what_was_done(report)}
 No other weight was changed, and nothing was trained.
@@ -69,7 +65,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 
 ## Source
 
-[Deep Learning Meets Projective Clustering]({_PAPER}), Maalouf, Lang, Rus and Feldman, ICLR 2021.
+[Deep Learning Meets Projective Clustering](https://arxiv.org/abs/2010.04290), Maalouf, Lang, Rus and Feldman, ICLR 2021.
 Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """
@@ -77,7 +73,7 @@ projclust_options.yaml the options to make it again.
 
 def expanded_card(model: str, source: Path) -> str:
     """The card of a checkpoint that was made dense again."""
-    return f"""{_front_matter(None, source, None)}
+    return f"""{_front_matter(source)}
 # {_short_name(model)}, expanded
 
 A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
@@ -87,17 +83,11 @@ dense again, with the compression's approximation in it. It needs no projclust t
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric on the validation rows of a GLUE task.
+    """One metric, a mean over seeds and a fraction of 1, on the validation rows of a GLUE task.
 
-    Attributes:
-        task: as nyu-mll/glue names its configuration.
-        metric: as results.json names it.
-        mean: the mean over seeds, a fraction of 1.
-        standard_error: the standard error of that mean; None for one seed.
-        seeds: how many there were.
-        validation_rows: how many rows were scored, over all validation splits of the task.
-        limit: the most rows of each split that were used; None for all.
-        fine_tuned: whether the checkpoint was first fine-tuned on the task.
+    `task` is named as in nyu-mll/glue, `metric` as in results.json. `standard_error` is None for one seed. The rows are
+    those of all validation splits, of each at most `limit`, where there is one. `fine_tuned` says whether the
+    checkpoint was first trained on the task.
     """
 
     task: str
@@ -125,15 +115,10 @@ _BEGIN, _END = "<!-- projclust glue-eval: begin -->", "<!-- projclust glue-eval:
 
 
 def measured_card(card: str, name: str, measurements: Sequence[Measurement]) -> str:
-    """A card with measured accuracy, in its metadata (model-index) and as a section, in place of what was measured
-    before; the rest stays as it is.
+    """A card, which may be empty, with measured accuracy in its metadata (model-index) and as a section.
 
-    Args:
-        card: the text of README.md; may be empty.
-        name: what to call the model where the metadata has no name.
-
-    Raises:
-        CheckpointError: the metadata is no YAML mapping, or its model-index is damaged.
+    They take the place of what was measured before; the rest stays as it is. `name` is what to call the model where the
+    metadata has no name.
     """
     head = re.match(r"---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL | re.MULTILINE)
     body = card[head.end() :] if head else card
@@ -190,12 +175,11 @@ def _training(measurement: Measurement) -> str:
 def _section(measurements: Sequence[Measurement]) -> str:
     lines = []
     for measurement in measurements:
-        task = measurement.task.upper()
-        if measurement.limit is not None:
-            task += f" (limited to {measurement.limit:,} rows of a split)"
+        metric = _METRICS[measurement.metric][1]
+        limit = "" if measurement.limit is None else f" (limited to {measurement.limit:,} rows of a split)"
         error = "" if measurement.standard_error is None else f" ± {measurement.standard_error:.4f}"
         lines.append(
-            f"| {task} | {_METRICS[measurement.metric][1]} | {measurement.mean:.4f}{error} | "
+            f"| {measurement.task.upper()}{limit} | {metric} | {measurement.mean:.4f}{error} | "
             f"{measurement.seeds} | {measurement.validation_rows:,} | {_training(measurement)} |"
         )
     table = "\n".join(lines)
@@ -212,21 +196,16 @@ there is one seed. Figures after fine-tuning are of copies fine-tuned on the tas
 {_END}"""
 
 
-def _front_matter(base_model: str | None, source: Path, relation: str | None) -> str:
-    inherited = _source_metadata(source)
+def _front_matter(source: Path, base_model: str | None = None) -> str:
+    try:
+        inherited = ModelCard.load(source / CARD_FILE).data.to_dict()
+    except Exception:  # no card, or YAML of any kind of damage: nothing of ours depends on it
+        inherited = {}
     fields = {name: inherited[name] for name in _INHERITED if inherited.get(name) is not None}
     if base_model is not None and not Path(base_model).exists():  # a Hub id; a local path would mean nothing there
-        fields |= {"base_model": base_model, "base_model_relation": relation}
+        fields |= {"base_model": base_model, "base_model_relation": "quantized"}
     data = ModelCardData(library_name="transformers", tags=["projclust"], **fields)
     return f"---\n{data.to_yaml()}\n---\n"
-
-
-def _source_metadata(source: Path) -> dict[str, Any]:
-    """The metadata of the source's own card; a card that cannot be read has none."""
-    try:
-        return ModelCard.load(source / "README.md").data.to_dict()
-    except Exception:  # no card, or YAML of any kind of damage: nothing of ours depends on it
-        return {}
 
 
 def _what_was_done(report: dict[str, Any]) -> str:
@@ -238,17 +217,12 @@ def _what_was_done(report: dict[str, Any]) -> str:
             f"each coordinate of a class got as many bits as it deserves, {min(report['row_bytes'])} to "
             f"{max(report['row_bytes'])} bytes a row."
         )
+    least, most = min(report["ranks"]), max(report["ranks"])
+    dimension = f"dimension {most}" if least == most else f"dimensions {least} to {most}"
     return (
         f"The word embedding of {model} was factorised: each row lies in one of {report['k']} subspaces of\n"
-        f"{_dimensions(report['ranks'])} coordinates there."
+        f"{dimension} and is stored as its{f' {most}' * (least == most)} coordinates there."
     )
-
-
-def _dimensions(ranks: list[int]) -> str:
-    least, most = min(ranks), max(ranks)
-    if least == most:
-        return f"dimension {most} and is stored as its {most}"
-    return f"dimensions {least} to {most} and is stored as its"
 
 
 def _method_line(report: dict[str, Any]) -> str:

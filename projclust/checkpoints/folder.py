@@ -33,12 +33,7 @@ _LOCK, _NEW, _OLD = "lock", "new", "old"
 
 
 def check_target(target: Path, overwrite: bool, source: Path | None = None) -> None:
-    """Refuse an output folder that must not or cannot be written, before any work is done.
-
-    Raises:
-        ProjclustError: it exists and `overwrite` is false; it exists and holds what projclust did not write; it is,
-            holds or lies in the folder `source`; its parent is not writable or cannot be made.
-    """
+    """Refuse an output folder that must not or cannot be written, or overlaps `source`, before any work is done."""
     try:
         if source is not None:
             new, old = target.resolve(), source.resolve()
@@ -69,13 +64,11 @@ def _existing(folder: Path) -> Path:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """Refuse to replace a folder in which anything is not projclust's own."""
-    found = [
-        path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
-    ]
+    paths = [path for path in target.rglob("*") if not path.is_dir() or path.is_symlink()]
+    found = sorted(path.relative_to(target).as_posix() for path in paths)
     if found and OPTIONS_FILE not in found:
         raise ProjclustError(f"{target} was not written by projclust, so --overwrite will not replace it")
-    for name in sorted(found):
+    for name in found:
         if not (name == CONFIG or _OWN_FILES.fullmatch(name) or is_side_file(name)):
             raise ProjclustError(
                 f"{target} holds {name}, which projclust did not write: move it, or choose another --output"
@@ -89,11 +82,7 @@ def write_options(folder: Path, options: Options) -> None:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Refuse to start writing `needed` bytes of weights where they and the small files beside them do not fit.
-
-    Raises:
-        ProjclustError: it states both figures.
-    """
+    """Refuse to start writing `needed` bytes of weights where they and the small files beside them do not fit."""
     needed += _SMALL_FILES
     place = _existing(target.absolute().parent)
     free = shutil.disk_usage(place).free
@@ -108,14 +97,8 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     It lies beside `target`, in a room of its own that also holds the lock which tells a running process from a killed
     one: ``.NAME.partial-XXXXXXXX/{lock,new}``. A process killed at any moment leaves `target` as it was or complete;
     the room it leaves is removed by the next run. Where a system cannot exchange two folders in one step (Windows), a
-    kill between its two steps leaves the old folder in the room, and the next run puts it back.
-
-    Args:
-        target: the folder to write; missing parents are made, and removed again when nothing is written.
-        overwrite: replace a folder that projclust wrote; otherwise nothing may have appeared there meanwhile.
-
-    Raises:
-        ProjclustError: a file cannot be written, or `target` must not be replaced; nothing is left behind.
+    kill between its two steps leaves the old folder in the room, and the next run puts it back. After an error nothing
+    is left behind.
     """
     try:
         with made(target.absolute().parent) as parent:
@@ -146,19 +129,17 @@ def made(folder: Path) -> Iterator[Path]:
 
 def cannot_write(target: Path, error: Exception) -> ProjclustError:
     """What to tell of a write that failed: why, and what to do."""
-    return ProjclustError(f"cannot write {target}: {_reason(error)}; {_way_out(error)}")
+    way_out = "choose another --output"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or "os error 28" in str(error):  # how safetensors tells of a full disk
+        way_out = f"free some space or {way_out}"
+    elif isinstance(error, OSError) and error.filename:
+        way_out += f" (at {error.filename})"
+    return ProjclustError(f"cannot write {target}: {_reason(error)}; {way_out}")
 
 
 def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _way_out(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or "os error 28" in str(error):  # how safetensors tells of a full disk
-        return "free some space or choose another --output"
-    place = f" (at {error.filename})" if isinstance(error, OSError) and error.filename else ""
-    return f"choose another --output{place}"
 
 
 def _settle(folder: Path) -> None:
@@ -251,9 +232,6 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a folder from other processes that ask for its lock, until the block or this process ends.
 
     The lock is a hidden file beside the folder. A killed process leaves the file, which then locks nothing.
-
-    Raises:
-        ProjclustError: another process has the lock.
     """
     folder = folder.resolve()
     path = folder.with_name(f".{folder.name}.lock")
@@ -274,12 +252,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(lock: BaseFileLock) -> None:
-    """Take a lock at once.
+    """Take a lock at once, or raise Timeout where another process has it.
 
     Some network file systems know no locks, and some folders take no file; there, concurrent runs are not told apart.
-
-    Raises:
-        Timeout: another process has it.
     """
     try:
         lock.acquire(blocking=False)

@@ -32,14 +32,7 @@ _WORTH_ANOTHER_TRY = (408, 409, 412, 423, 425, 429)
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push left on the Hub.
-
-    Attributes:
-        url: the repository's address.
-        private: whether the repository is.
-        commit: its newest commit.
-        changed: whether this push made that commit; False when every file was there already.
-    """
+    """What a push left on the Hub; `changed` is False when every file was there already, and no commit was made."""
 
     url: str
     private: bool
@@ -48,11 +41,7 @@ class Pushed:
 
 
 def repo_url(repo: str) -> str:
-    """The address of a repository.
-
-    Raises:
-        ProjclustError: `repo` is not of the form user/name.
-    """
+    """The address of a repository, which is user/name."""
     try:
         if repo.count("/") != 1:
             raise HFValidationError
@@ -65,12 +54,7 @@ def repo_url(repo: str) -> str:
 
 
 def check_can_push(repo: str) -> None:
-    """Ask the Hub whether the user's token is valid and may write; whether to `repo`, only the push itself shows.
-
-    Raises:
-        ProjclustError: `repo` is not of the form user/name; there is no token, or it is not valid or may only read.
-        ServiceError: the Hub cannot be reached or fails.
-    """
+    """Ask the Hub whether the user's token is valid and may write; whether to `repo`, only the push itself shows."""
     repo_url(repo)
     try:
         with _in_one_sentence(repo):
@@ -83,11 +67,7 @@ def check_can_push(repo: str) -> None:
 
 
 def _identity(api: HfApi) -> dict[str, Any]:
-    """Whose the token is.
-
-    Raises:
-        ProjclustError: nobody's.
-    """
+    """Whose the token is."""
     try:
         return api.whoami()
     except HfHubHTTPError as error:
@@ -101,10 +81,7 @@ def _identity(api: HfApi) -> dict[str, Any]:
 def files_to_push(folder: Path) -> tuple[list[str], list[str]]:
     """The files of a folder that go to the Hub, and the pickles that do not, by their paths inside it.
 
-    Hidden files and folders are in neither.
-
-    Raises:
-        ProjclustError: a link leads out of the folder or is broken, or there is something that is not a file.
+    Hidden files and folders are in neither. Links out of the folder, broken ones and what is no file are refused.
     """
     root = folder.resolve()
     files: list[str] = []
@@ -128,18 +105,8 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
     """Make `repo` hold the files of a folder, in one commit; the repository is created when there is none.
 
     Weight files that `repo` has and the folder has not are removed, for a loader could prefer them. Every other file
-    that only `repo` has stays.
-
-    Args:
-        folder: what to push, but for its hidden files and pickles.
-        repo: user/name.
-        private: whether a repository that is created shall be private; False leaves it to the owner's settings.
-        warn: told what the user should know.
-
-    Raises:
-        ProjclustError: the Hub refuses, or `repo` is public and `private` asks for another.
-        ServiceError: the Hub or the network failed. The repository is as it was, and what is uploaded already need not
-            be again.
+    that only `repo` has stays. `private` is about a repository that is created; False leaves that to the owner's
+    settings. After an error the repository is as it was, and what is uploaded already need not be again.
     """
     url = repo_url(repo)
     names, _ = files_to_push(folder)
@@ -153,24 +120,16 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
             warn(f"{repo} is private: its settings on the Hub can make it public")
         stored = {sibling.rfilename for sibling in before.siblings or []}
         stale = sorted(name for name in stored.difference(names) if _WEIGHT_FILES.fullmatch(name))
+        deleted = [CommitOperationDelete(name, is_folder=False) for name in stale]
+        added = [CommitOperationAdd(name, folder / name) for name in names]
+        message = f"Push with projclust {projclust.__version__}"
         # Not upload_folder: on a slow line it makes several commits, and between them the shards fit no index.
-        commit = api.create_commit(
-            repo,
-            [
-                *(CommitOperationDelete(name, is_folder=False) for name in stale),
-                *(CommitOperationAdd(name, folder / name) for name in names),
-            ],
-            commit_message=f"Push with projclust {projclust.__version__}",
-        )
+        commit = api.create_commit(repo, [*deleted, *added], commit_message=message)
     return Pushed(url, bool(before.private), commit.oid, commit.oid != before.sha)
 
 
 def _client(repo: str) -> HfApi:
-    """A client with the user's token.
-
-    Raises:
-        ProjclustError: there is none, or what there is cannot be one.
-    """
+    """A client with the user's token."""
     token = huggingface_hub.get_token()
     if token is None:
         raise ProjclustError(f"pushing to {repo} needs a token with write access: set HF_TOKEN or run `hf auth login`")
@@ -192,12 +151,7 @@ def _client_warnings(warn: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _in_one_sentence(repo: str) -> Iterator[None]:
-    """Turn what the Hub client raises into an error of ours.
-
-    Raises:
-        ProjclustError: for what the user can mend.
-        ServiceError: for what another try may.
-    """
+    """Turn what the Hub client raises into an error of ours: a ServiceError for what another try may mend."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # it would log each of its tries
     try:

@@ -18,14 +18,10 @@ from projclust.errors import CheckpointError, ProjclustError
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in memory.
+    """A checkpoint in memory: the model, and the parameters that are newly initialised, for the checkpoint lacks them.
 
-    Attributes:
-        model: the model, in its own class and dtype.
-        missing: the parameters that the checkpoint lacks, newly initialised.
-        extra: the tensors of the checkpoint that the class does not have, such as BERT's pooler beside a masked-LM
-            head; `save_checkpoint` writes them again.
-        lost: the names of such tensors that transformers renamed in a way not followed here.
+    `extra` are its tensors that the class does not have, such as BERT's pooler beside a masked-LM head;
+    `save_checkpoint` writes them again. `lost` are such tensors that transformers renamed in a way not followed here.
     """
 
     model: PreTrainedModel
@@ -39,10 +35,6 @@ def load_checkpoint(folder: Path) -> Loaded:
 
     That is the one config.json names or, where that one leaves more tensors over or uninitialised, the model without a
     head: sentence encoders often name the class they were made from.
-
-    Raises:
-        CheckpointError: it is damaged, foreign or newer than this projclust; one sentence says which.
-        ProjclustError: transformers does not know the model.
     """
     config = read_json(folder / CONFIG)
     files = weight_files(folder)
@@ -79,11 +71,7 @@ def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Lo
 
 
 def _from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """A model, and what transformers tells of the load: also of tensors that have another shape.
-
-    Raises:
-        CheckpointError: it cannot be loaded as `what`.
-    """
+    """A model, and what transformers tells of the load: also of tensors that have another shape."""
     try:
         model, info = kind.from_pretrained(
             folder,
@@ -114,28 +102,23 @@ def _refuse_pickled_modules(folder: Path) -> None:
 
 
 def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
-    """The transformers class that config.json names, so that heads are kept; AutoModel when it names none.
-
-    Raises:
-        ProjclustError: transformers has no such class.
-    """
+    """The transformers class that config.json names, so that heads are kept; AutoModel when it names none."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         return transformers.AutoModel
-    found = getattr(transformers, str(names[0]), None) if re.fullmatch(r"\w+", str(names[0])) else None
+    name = str(names[0])
+    found = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise ProjclustError(f"transformers {transformers.__version__} has no model class {str(names[0])[:80]!r}")
+        raise ProjclustError(f"transformers {transformers.__version__} has no model class {name[:80]!r}")
     return found
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A checkpoint loaded as a sequence classifier, in float32.
+    """A checkpoint loaded as a sequence classifier, in float32, and whether it holds a head for just these labels.
 
-    Attributes:
-        model: the classifier.
-        head_is_stored: whether the checkpoint holds a head for just these labels. Otherwise the head is newly
-            initialised or, where it has as many labels of other names, only a place to start training from.
+    Otherwise the head is newly initialised or, where it has as many labels of other names, only a place to start
+    training from.
     """
 
     model: PreTrainedModel
@@ -145,13 +128,7 @@ class Classifier:
 def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
     """Load a dense or compressed checkpoint to classify (one or two) texts.
 
-    Args:
-        folder: the checkpoint.
-        labels: the names of the classes in the order of their numbers; none for regression.
-
-    Raises:
-        CheckpointError: it is damaged, foreign or newer than this projclust.
-        ProjclustError: transformers has no classifier for this kind of model.
+    The labels are in the order of their numbers; there are none for regression.
     """
     config = read_json(folder / CONFIG)
     read_headers(weight_files(folder))
@@ -196,11 +173,7 @@ def _label_names(id2label: Any) -> tuple[str, ...]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: it has none, or a damaged one.
-    """
+    """The tokenizer of a checkpoint, which must have one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         words = len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))

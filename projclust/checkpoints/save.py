@@ -24,26 +24,24 @@ def save_checkpoint(loaded: Loaded, folder: Path) -> None:
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source).as_posix()
-        if path.is_file() and is_side_file(name):
-            destination = target / name
-            destination.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, destination)
+    for path in _side_files(source):
+        destination = target / path.relative_to(source)
+        destination.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, destination)
+
+
+def _side_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in paths if is_side_file(path.relative_to(folder).as_posix())]
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the content of what a model is made of: config, weights and the small files beside them.
 
     The model card and projclust's own reports are left out, so a card may be rewritten without making another model.
-
-    Raises:
-        CheckpointError: there are no safetensors weights.
     """
-    side_files = [path for path in folder.rglob("*") if path.is_file()]
-    side_files = [path for path in side_files if is_side_file(path.relative_to(folder).as_posix())]
     digest = hashlib.sha256()
-    for path in [folder / CONFIG, *weight_files(folder), *sorted(side_files)]:
+    for path in [folder / CONFIG, *weight_files(folder), *_side_files(folder)]:
         content = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
         with path.open("rb") as file:
             while block := file.read(2**20):

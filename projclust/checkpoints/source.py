@@ -52,11 +52,7 @@ _SIDE_FILES = (
 
 
 def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded first when `model` is a Hub id.
-
-    Raises:
-        ProjclustError: there is no such folder or model, or the Hub cannot be reached.
-    """
+    """The local folder of a checkpoint, downloaded first when `model` is a Hub id."""
     if not model:
         raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
     folder = local_folder(model)
@@ -94,11 +90,7 @@ def local_folder(model: str) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint.
-
-    Raises:
-        CheckpointError: it is not there or is no JSON object.
-    """
+    """A JSON object from a file of a checkpoint."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -111,11 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def quantization_method(config: dict[str, Any]) -> str | None:
-    """The quantization method that a config.json states: "projclust", another one's name, or None.
-
-    Raises:
-        CheckpointError: it states something else.
-    """
+    """The quantization method that a config.json states: "projclust", another one's name, or None."""
     stated = config.get("quantization_config")
     if stated is None:
         return None

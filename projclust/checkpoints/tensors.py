@@ -22,11 +22,7 @@ class StoredTensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, one or all its shards.
-
-    Raises:
-        CheckpointError: there are none, or a shard is missing.
-    """
+    """The safetensors files of a checkpoint, one or all its shards."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).is_file():
@@ -44,11 +40,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_headers(files: list[Path]) -> dict[str, StoredTensor]:
-    """Every tensor of the files, by name.
-
-    Raises:
-        CheckpointError: a file cannot be read or is damaged.
-    """
+    """Every tensor of the files, by name."""
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
@@ -63,22 +55,15 @@ def read_headers(files: list[Path]) -> dict[str, StoredTensor]:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint, read from the headers of its weight files.
-
-    Raises:
-        CheckpointError: there are no safetensors weights, or a header is damaged.
-    """
+    """Every tensor of a checkpoint, by name."""
     return read_headers(weight_files(folder))
 
 
 def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
-    """The stored tensors of the input embedding.
+    """The stored tensors of the input embedding, among all those of a checkpoint.
 
-    A compressed one is known by the names of its tensors, for transformers renames the embeddings of a few models.
-
-    Args:
-        tensors: everything the checkpoint holds.
-        name: the embedding's module, by which a dense one is found; the checkpoint may have or lack a prefix of it.
+    A compressed one is known by the names of its tensors, for transformers renames the embeddings of a few models. A
+    dense one is found by the name of its module, of which the checkpoint may have or lack a prefix.
     """
     for key in tensors:
         module, _, last = key.rpartition(".")
@@ -89,13 +74,7 @@ def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, 
             return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module}
     parts = name.split(".")
     for start in range(len(parts)):
-        prefix = ".".join(parts[start:]) + "."
-        found = {key: tensor for key, tensor in tensors.items() if _under(key, prefix)}
-        if found:
+        module = "." + ".".join(parts[start:])
+        if found := {key: tensor for key, tensor in tensors.items() if f".{key}".rpartition(".")[0].endswith(module)}:
             return found
     return {}
-
-
-def _under(key: str, prefix: str) -> bool:
-    module = key.rpartition(".")[0] + "."
-    return module == prefix or module.endswith("." + prefix)

@@ -29,13 +29,7 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class Compression:
-    """What a compression did.
-
-    Attributes:
-        config: as the checkpoint stores it.
-        fitted: the table as it was fitted.
-        errors: of the rows as the model now reads them.
-    """
+    """What a compression did; the errors are those of the rows as the model now reads them."""
 
     config: ProjClustConfig
     fitted: Fitted
@@ -44,11 +38,7 @@ class Compression:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a compression computes, and who is told how far it is.
-
-    Attributes:
-        device, process_group, on_step, on_rows: as in `Problem`.
-    """
+    """Where a compression computes, and who is told how far it is; see `Problem`."""
 
     device: torch.device | str | None = None
     process_group: "dist.ProcessGroup | None" = None
@@ -132,9 +122,6 @@ def weights_of(
     """The row weights of a model in memory: those given, those that the recipe names, or its default ones.
 
     Where the default ones are word frequencies and there is no tokenizer, all rows weigh the same, with a warning.
-
-    Raises:
-        ProjclustError: weights that are none, or that are named and cannot be made.
     """
     n = input_embedding(model)[1].num_embeddings
     if sample_weight is not None:
@@ -158,17 +145,6 @@ def weights_of(
     return choose_weights(recipe, own_tokenizer, n, warn=lambda text: warnings.warn(text, stacklevel=4))
 
 
-def compress_while_loading(model: PreTrainedModel, config: ProjClustConfig) -> None:
-    """Compress a dense model that was just read, as the configuration given to ``from_pretrained`` says.
-
-    Raises:
-        ProjclustError: as `compress_model`.
-    """
-    recipe = config.recipe.require_target()
-    weights = weights_of(model, recipe, config.tokenizer, config.sample_weight)
-    compress_embedding(model, recipe, weights, config=config)
-
-
 def compress_embedding(
     model: PreTrainedModel,
     recipe: Recipe,
@@ -178,14 +154,8 @@ def compress_embedding(
 ) -> Compression:
     """Fit, swap and fill the embedding of `model` as a recipe says.
 
-    With a process group all its processes, which have the same model, share the fit and get the same result.
-
-    Args:
-        weights: of the rows; default: uniform.
-        config: has fields to keep beside those of the recipe; it stays as it is.
-
-    Raises:
-        ProjclustError: as `compress_model`.
+    With a process group all its processes, which have the same model, share the fit and get the same result. The
+    weights are by default uniform. `config` has fields to keep beside those of the recipe; it stays as it is.
     """
     weights, run = weights or RowWeights(), run or Run()
     old = input_embedding(model)[1]
@@ -201,9 +171,8 @@ def compress_embedding(
         problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
     fitted = recipe.fit_to(problem)
     assert fitted.shape is not None
-    shape = fitted.shape
-    config = (config or ProjClustConfig()).of_table(recipe, shape, weights.as_dict())
-    embedding: Any = swap_embedding(model, shape)
+    config = (config or ProjClustConfig()).of_table(recipe, fitted.shape, weights.as_dict())
+    embedding: Any = swap_embedding(model, fitted.shape)
     if fitted.coded is not None:
         embedding.set_stored(fitted.coded.stored)
     else:

@@ -1,5 +1,6 @@
 """`ProjClustConfig`: the `quantization_config` of a compressed checkpoint, or how one is to be made."""
 
+from copy import copy
 from dataclasses import fields
 from typing import Any
 
@@ -50,6 +51,17 @@ class ProjClustConfig(QuantizationConfigMixin):
         model = AutoModel.from_pretrained("roberta-base", quantization_config=config)
     """
 
+    n_clusters: int
+    rank: int
+    affine: bool
+    codes: str | None
+    version: int
+    num_embeddings: int | None
+    embedding_dim: int | None
+    cluster_ranks: list[int] | None
+    cluster_sizes: list[int] | None
+    coding: dict[str, Any] | None
+
     def __init__(
         self,
         n_clusters: int | None = None,
@@ -59,17 +71,13 @@ class ProjClustConfig(QuantizationConfigMixin):
         tokenizer: Any = None,
         **options: Any,
     ) -> None:
-        names = {stored: name for name, stored in _RECIPE.items()}
-        given = {names.get(name, name): value for name, value in options.items()}
-        recipe = Recipe.of({"k": n_clusters, "j": rank, **given})
+        recipe = Recipe.of({"k": n_clusters, "j": rank, **options})
         self._set_recipe(recipe)
         if not recipe.targets and not recipe.is_auto:
             self.rank = DEFAULT_RANK
-        self._set_stored({"quant_method": "projclust", "version": EQUAL_RANKS_FORMAT, **dict.fromkeys(_TABLE)})
+        self.quant_method, self.version = "projclust", EQUAL_RANKS_FORMAT
+        self.__dict__.update(dict.fromkeys(_TABLE))
         self.sample_weight, self.tokenizer = sample_weight, tokenizer
-
-    n_clusters: int
-    rank: int
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -78,33 +86,21 @@ class ProjClustConfig(QuantizationConfigMixin):
         Fields of later versions are kept. See `QuantizationConfigMixin.from_dict` for the arguments.
         """
         config = cls()
-        default: dict[str, Any] = {name: config.__dict__[name] for name in (*_RECIPE.values(), *_TABLE, "version")}
-        stated = {name: value for name, value in config_dict.items() if name != "dequantize"}
-        config._set_stored({**default, **stated, "quant_method": "projclust"})
-        for name in [name for name in kwargs if hasattr(config, name)]:
-            setattr(config, name, kwargs.pop(name))
-        return (config, kwargs) if return_unused_kwargs else config
+        stated = {name: value for name, value in config_dict.items() if name not in ("dequantize", "quant_method")}
+        config.__dict__.update(stated)
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
 
     def _set_recipe(self, recipe: Recipe) -> None:
-        self._set_stored({_RECIPE[name]: value for name, value in recipe.as_dict().items()})
+        self.__dict__.update({_RECIPE[name]: value for name, value in recipe.as_dict().items()})
         if recipe.is_auto:
             self.codes = str(Codes.AUTO)
         elif recipe.k is None:
             self.n_clusters = 1 if recipe.method == "svd" else DEFAULT_K
 
-    def _set_stored(self, fields_of_file: dict[str, Any]) -> None:
-        for name, value in fields_of_file.items():
-            setattr(self, name, value)
-
-    codes: str | None
-
     @property
     def recipe(self) -> Recipe:
-        """The recipe of a table that is yet to be compressed.
-
-        Raises:
-            OptionError: its options have been changed to what cannot be.
-        """
+        """The recipe of a table that is yet to be compressed."""
         return Recipe(**{name: getattr(self, stored) for name, stored in _RECIPE.items()})
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,15 +113,13 @@ class ProjClustConfig(QuantizationConfigMixin):
     def of_table(self, recipe: Recipe, shape: FactoredShape | CodedShape, weights: dict[str, Any]) -> "ProjClustConfig":
         """The configuration of a table that was compressed by a settled recipe.
 
-        Args:
-            shape: of what is stored.
-            weights: "weights" and "weights_exponent", as they are recorded.
+        The weights are "weights" and "weights_exponent", as they are recorded.
         """
-        config = ProjClustConfig()
-        config.__dict__.update(self.__dict__)
+        config = copy(self)
         config.sample_weight = config.tokenizer = None
         config._set_recipe(recipe)
-        config._set_stored({**weights, "num_embeddings": shape.n, "embedding_dim": shape.d})
+        config.__dict__.update(weights)
+        config.num_embeddings, config.embedding_dim = shape.n, shape.d
         if isinstance(shape, CodedShape):
             config.n_clusters, config.rank, config.affine = shape.classes, shape.rank, shape.affine
             config.coding = {name: getattr(shape, name) for name in _CODING}
@@ -135,35 +129,16 @@ class ProjClustConfig(QuantizationConfigMixin):
             config.version = UNEQUAL_RANKS_FORMAT
         return config
 
-    affine: bool
-    coding: dict[str, Any] | None
-    cluster_ranks: list[int] | None
-    cluster_sizes: list[int] | None
-    version: int
-    num_embeddings: int | None
-    embedding_dim: int | None
-
     def stored_shape(self) -> FactoredShape | CodedShape:
-        """The shape that config.json states.
-
-        Raises:
-            ProjclustError: no table can have it, so that a damaged file asks for nothing absurd; the field is named.
-        """
+        """The shape that config.json states; one that no table can have is refused, by the name of the field."""
         self._check_shapes()
         n, d = int(self.num_embeddings or 0), int(self.embedding_dim or 0)
         if self.coding is not None:
-            sizes = {name: int(self.coding[name]) for name in _CODING}
-            return CodedShape(n, d, classes=self.n_clusters, rank=self.rank, affine=self.affine, **sizes)
-        ranks, sizes_of = self.cluster_ranks, self.cluster_sizes
-        return FactoredShape(
-            n,
-            d,
-            k=self.n_clusters,
-            j=self.rank,
-            affine=self.affine,
-            ranks=None if ranks is None else tuple(ranks),
-            sizes=None if sizes_of is None else tuple(sizes_of),
-        )
+            coding = {name: int(self.coding[name]) for name in _CODING}
+            return CodedShape(n, d, classes=self.n_clusters, rank=self.rank, affine=self.affine, **coding)
+        ranks = None if self.cluster_ranks is None else tuple(self.cluster_ranks)
+        sizes = None if self.cluster_sizes is None else tuple(self.cluster_sizes)
+        return FactoredShape(n, d, k=self.n_clusters, j=self.rank, affine=self.affine, ranks=ranks, sizes=sizes)
 
     def _check_shapes(self) -> None:
         n, d, k, j = (getattr(self, name) for name in ("num_embeddings", "embedding_dim", "n_clusters", "rank"))
@@ -182,7 +157,7 @@ class ProjClustConfig(QuantizationConfigMixin):
         if (self.version == CODED_FORMAT) != (self.coding is not None):
             raise ProjclustError(f"quantization_config has version={self.version!r} and coding={self.coding!r}")
         if self.version == CODED_FORMAT:
-            self._check_coding(n, d)
+            self._check_coding(n)
         elif self.version == UNEQUAL_RANKS_FORMAT:
             self._check_clusters("cluster_ranks", 1, d - 1)
             self._check_clusters("cluster_sizes", 0, n)
@@ -199,7 +174,7 @@ class ProjClustConfig(QuantizationConfigMixin):
             if type(value) is not int or not least <= value <= most:
                 raise ProjclustError(f"quantization_config has {value!r} among {name}, not one of {least} .. {most}")
 
-    def _check_coding(self, n: int, d: int) -> None:
+    def _check_coding(self, n: int) -> None:
         k, j = self.n_clusters, self.rank
         limits = {"decoders": (1, k), "decoder_bits": (4, 8), "coded": (0, k * j), "code_bytes": (0, n * j)}
         coding = self.coding

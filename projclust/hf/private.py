@@ -21,15 +21,13 @@ _DENSE_TIES = "_projclust_dense_ties"
 
 def tied_weights(model: PreTrainedModel) -> Ties:
     """What is tied in a model and all its parts: transformers ties by these names, after loading and on demand."""
-    ties: Ties | None = getattr(model, "all_tied_weights_keys", None)
-    return ties or {}
+    return getattr(model, "all_tied_weights_keys", None) or {}
 
 
 def rewrite_ties(part: PreTrainedModel, rewritten: Callable[[Ties], Ties]) -> None:
     """Change what is tied in a model, on the instance and never on its class, which all models share.
 
     There are two tables: `tie_weights` reads one, and `_tied_weights_keys` is read when a part is looked at by itself.
-    `restore_ties` puts the old ones back.
     """
     # After tying, transformers stretches the output layer's bias to the length of `weight`, which is another than the
     # vocabulary's where ranks are unequal.
@@ -47,14 +45,13 @@ def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> Non
 
 def restore_ties(part: PreTrainedModel) -> None:
     """Undo `rewrite_ties`, where it was called."""
-    if _DENSE_TIES not in part.__dict__:
-        return
-    part.all_tied_weights_keys, own = part.__dict__.pop(_DENSE_TIES)
-    # The class's own table shows again once the instance's is gone; some instances had one.
-    part.__dict__.pop("_tied_weights_keys", None)
-    if own is not None:
-        part._tied_weights_keys = own
-    part.__dict__.pop("_adjust_bias", None)
+    if _DENSE_TIES in part.__dict__:
+        part.all_tied_weights_keys, own = part.__dict__.pop(_DENSE_TIES)
+        # The class's own table shows again once the instance's is gone; some instances had one.
+        part.__dict__.pop("_tied_weights_keys", None)
+        if own is not None:
+            part._tied_weights_keys = own
+        part.__dict__.pop("_adjust_bias", None)
 
 
 def was_read(tensor: Tensor) -> bool:
@@ -76,14 +73,10 @@ def state_dict_to_save() -> dict[str, Tensor] | None:
     """The `state_dict` that the caller of `save_pretrained` passed, to be called by the quantizer inside of it.
 
     Under FSDP that is the only complete one, but where a model has a quantizer, transformers forgets it in favour of
-    what the quantizer returns, to which it hands the model alone. So it is read from the caller's frame. What else was
-    tried does worse:
-
-    * a state-dict hook with the quantizer returning None: the model's own state is saved, which is one shard of it;
-    * a model without the attribute `hf_quantizer`: it neither dequantizes nor knows in which dtype to save;
-    * a `save_pretrained` of the instance: it refers back to the model, whose memory is then not freed when its last
-      user is gone; by a weak reference, a shallow copy would save the other model;
-    * another `PreTrainedModel.save_pretrained`: every model of the process would have it.
+    what the quantizer returns, to which it hands the model alone. So it is read from the caller's frame. Worse are: a
+    state-dict hook, for then the model's own state is saved, one shard; no attribute `hf_quantizer`, without which a
+    model neither dequantizes nor knows in which dtype to save; a `save_pretrained` of the instance, which keeps the
+    model alive or, by a weak reference, makes a shallow copy save the other model; one of the class, for all models.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "save_pretrained":

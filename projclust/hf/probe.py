@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
+from projclust.recipes.problem import Estimate
 
 _SEQUENCES, _LENGTH, _BATCH = 64, 16, 16
 # Sequences whose next-token distributions are compared: logits are as wide as the vocabulary.
@@ -18,53 +18,22 @@ _KL_SEQUENCES = 16
 _BLOCK_ROWS = 8192
 
 
-class RebuiltTable(Protocol):
-    """A way to store the table, as far as probing it goes.
-
-    Attributes:
-        name: what to call it while it is probed.
-        bytes: the size of everything stored.
-        rebuild: makes rows (N, d) from their numbers (N,); None where that would take too long.
-        rebuilds_at_once: whether rebuilding rows together is cheaper than in blocks.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    @property
-    def rebuild(self) -> Callable[[Tensor], Tensor] | None: ...
-
-    @property
-    def rebuilds_at_once(self) -> bool: ...
-
-
 @torch.no_grad()
 def probe(
     model: PreTrainedModel,
-    recipes: Sequence[RebuiltTable],
+    tables: Sequence[Estimate],
     frequencies: Tensor | None,
     seed: int,
     stage: Callable[[str], None],
 ) -> list[dict[str, float | None]]:
-    """How near the outputs of the model with each rebuilt table are to its own, on random sequences.
+    """How near the outputs of the model with each rebuilt table are to its own; it comes out unchanged.
 
-    Args:
-        model: a model with its own table; it comes out unchanged.
-        recipes: the tables to compare.
-        frequencies: (n,) how often each token stands in the sequences; None: all alike.
-        seed: decides the sequences.
-        stage: called with what begins.
+    Tokens stand in the random sequences as often as `frequencies` (n,) say, by default all alike.
 
     Returns:
         for each table "cosine", the mean over sequences of the cosine between the last hidden states' means over
         tokens; and "kl", the mean divergence of next-token distributions, for generative models whose output layer is
         tied to the embedding. Both are None for a table that is not rebuilt.
-
-    Raises:
-        ProjclustError: the model has no token embedding that can be compressed.
     """
     embedding = input_embedding(model)[1]
     n, device = len(embedding.weight), embedding.weight.device
@@ -78,12 +47,12 @@ def probe(
     stage("probing the dense model")
     sentences, distributions = _outputs(model, ids, head if tied else None)
     found: list[dict[str, float | None]] = []
-    for recipe in recipes:
+    for table in tables:
         cosine, divergence = None, None
-        if recipe.rebuild is not None:
-            stage(f"probing {recipe.name}, {recipe.bytes:,} bytes")
-            blocks = [read] if recipe.rebuilds_at_once else read.split(_BLOCK_ROWS)
-            rows = torch.cat([recipe.rebuild(block) for block in blocks])
+        if table.rebuild is not None:
+            stage(f"probing {table.name}, {table.bytes:,} bytes")
+            blocks = [read] if table.rebuilds_at_once else read.split(_BLOCK_ROWS)
+            rows = torch.cat([table.rebuild(block) for block in blocks])
             with _rows_replaced(embedding, read, rows):
                 other, others = _outputs(model, ids, head if tied else None)
             cosine = float(torch.cosine_similarity(sentences, other).mean())

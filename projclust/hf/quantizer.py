@@ -10,10 +10,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from projclust.errors import CheckpointError, ProjclustError
-from projclust.hf.compression import compress_while_loading
+from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import state_dict_to_save
-from projclust.hf.stored import check_loaded_tables, check_stored_tensors, stored_shape
+from projclust.hf.stored import check_loaded_tables, check_stored_tensors
 from projclust.hf.swap import restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
 from projclust.tables import CompressedTable, FactorizedTable
@@ -23,6 +23,8 @@ class ProjClustHfQuantizer(HfQuantizer):
     """Swaps the modules in before a compressed checkpoint is read, or compresses a dense model after it was."""
 
     requires_calibration = False
+    is_trainable = is_compileable = True
+    is_qat_trainable = True  # Trainer asks for it when no adapter is attached
     quantization_config: ProjClustConfig
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -34,26 +36,17 @@ class ProjClustHfQuantizer(HfQuantizer):
                 f"{', '.join(map(str, FORMAT_VERSIONS))}: upgrade projclust"
             )
 
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # a method, unlike the three below
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:  # Trainer asks for it when no adapter is attached
-        return True
-
-    @property
-    def is_compileable(self) -> bool:
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         if self.pre_quantized:
-            shape = stored_shape(self.quantization_config)
+            try:
+                shape = self.quantization_config.stored_shape()
+            except ValueError as error:
+                raise CheckpointError(f"damaged checkpoint: {error}") from None
             check_stored_tensors(checkpoint_files or [], shape)
             swap_embedding(model, shape)
         return model
@@ -62,7 +55,10 @@ class ProjClustHfQuantizer(HfQuantizer):
         if self.pre_quantized:
             check_loaded_tables(model)
         else:
-            compress_while_loading(model, self.quantization_config)
+            config = self.quantization_config
+            recipe = config.recipe.require_target()
+            weights = weights_of(model, recipe, config.tokenizer, config.sample_weight)
+            compress_embedding(model, recipe, weights, config=config)
         for module in model.modules():
             if isinstance(module, CompressedTable) and not any(part.is_meta for part in module.primary.buffers()):
                 module.prepare()
@@ -84,9 +80,7 @@ class ProjClustHfQuantizer(HfQuantizer):
         state = dict(model.state_dict() if state is None else state)
         narrowed: dict[int, Tensor] = {}  # by parameter, so that tied factors stay one tensor
         for name, module in model.named_modules(remove_duplicate=False):
-            if not isinstance(module, FactorizedTable):
-                continue
-            for factor in module.factor_names():
+            for factor in module.factor_names() if isinstance(module, FactorizedTable) else ():
                 key = f"{name}.{factor}"
                 # On the meta device while they are offloaded: transformers stores those as they come back.
                 if key in state and not state[key].is_meta and dtype.itemsize < state[key].dtype.itemsize:

@@ -1,7 +1,7 @@
 """Which errors of an embedding's rows a model notices, measured on the model itself; no text is needed."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -14,8 +14,6 @@ from projclust.errors import OptionError
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
 
-Progress = Callable[[int, int], None]
-
 # On MiniLM (30522 x 384) 128 to 1024 sequences do equally well, and 32 do harm: worse than no sensitivity at all.
 _SEQUENCES, _LENGTH, _BATCH = 256, 32, 8
 # 1/2 would be right for errors so small that the model answers linearly. What a few bits leave is not small for an
@@ -26,28 +24,17 @@ _EXPONENT, _EXPONENT_WITH_LOGITS = 1 / 4, 1 / 2
 # No direction is free. 0.01 to 0.1 make no difference that stands out of the noise of other seeds, 0.001 of a cosine.
 _RIDGE = 0.03
 
-_WAY_OUT = "`sensitivity` none does without it"
+_FAILED = "what the model notices cannot be measured: {}; `sensitivity` none does without it"
 
 
-def model_sensitivity(
-    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0, progress: Progress | None = None
-) -> Tensor:
+def model_sensitivity(model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0) -> Tensor:
     """How much the errors of rows count for `fit_coded`: an error e counts as |e M|^2.
 
-    Args:
-        model: any transformers model with a token embedding; it comes out unchanged.
-        frequencies: (n,) how often each row is looked up, on any scale; default: all rows alike.
-        seed: decides the random token sequences.
-        progress: called with the number of sequences read so far and in all.
-
-    Returns:
-        M (d, d) float64 on the CPU, symmetric positive definite; M^4, or where logits count M^2, has trace 1.03 d.
-
-    Raises:
-        ProjclustError: the model has no token embedding that can be compressed, it takes more than tokens, or its
-            gradients are zero or not finite.
+    `frequencies` (n,) say, on any scale, how often each row is looked up; by default all alike. M is (d, d), float64 on
+    the CPU, symmetric and positive definite; M^4, or where logits count M^2, has trace 1.03 d. The model comes out
+    unchanged.
     """
-    gradients, states = sensitivities(model, frequencies, seed, progress)
+    gradients, states = sensitivities(model, frequencies, seed)
     if states is None:
         return ridged_power(gradients, _EXPONENT)
     return ridged_power((gradients + states) / 2, _EXPONENT_WITH_LOGITS)
@@ -60,7 +47,7 @@ def ridged_power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def sensitivities(
-    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0, progress: Progress | None = None
+    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor | None]:
     """How strongly a model answers to small errors of the embedding's rows, direction by direction.
 
@@ -68,22 +55,15 @@ def sensitivities(
     to scale. Half of the sequences are drawn from the frequencies, so that they resemble text, and half from their
     square root, so that rare rows are heard too.
 
-    Args:
-        model, frequencies, seed, progress: see `model_sensitivity`.
-
     Returns:
         two matrices (d, d), float64 on the CPU, each of trace d:
         the mean of g g^T over all positions, where g is the gradient of a random projection of the last hidden states
         with respect to the embedding's output;
         the mean of h h^T, where h is what the output layer is given. It is None unless the model is a generative one
         whose output layer is tied to the embedding: masked language models are mostly used without theirs.
-
-    Raises:
-        ProjclustError: see `model_sensitivity`.
     """
     table = input_embedding(model)[1].weight
-    if table.dtype == torch.float16:
-        # Gradients may leave its range.
+    if table.dtype == torch.float16:  # gradients may leave its range
         model = deepcopy(model).float()
         table = input_embedding(model)[1].weight
     n, d = table.shape
@@ -92,27 +72,24 @@ def sensitivities(
     generator = torch.Generator().manual_seed(seed)
     shape = (_BATCH, sequence_length(model, _LENGTH))
     gradients = torch.zeros(d, d, dtype=torch.float64)
-    states = torch.zeros(d, d, dtype=torch.float64)
+    states = torch.zeros_like(gradients)
     head = model.get_output_embeddings() if model.can_generate() else None
     tied = head is not None and head.weight is table
     with _measuring(model), ExitStack() as stack:
         looked_up = stack.enter_context(_lookups(model, table))
         given = None if head is None else stack.enter_context(_without_logits(head, n))
-        for done in range(0, _SEQUENCES, _BATCH):
-            ids = draw_sequences(model, draws[done // _BATCH % 2], shape, generator)
+        for number in range(_SEQUENCES // _BATCH):
+            ids = draw_sequences(model, draws[number % 2], shape, generator)
             try:
                 hidden = _last_hidden(model, ids.to(table.device), given)
                 direction = torch.randn(hidden.shape, generator=generator).to(hidden)
                 found = torch.autograd.grad(hidden, looked_up, direction)
             except (AttributeError, TypeError, ValueError, RuntimeError) as error:  # it takes more than tokens, say
-                reason = " ".join(str(error).split())
-                raise OptionError(f"what the model notices cannot be measured: {reason}; {_WAY_OUT}") from error
+                raise OptionError(_FAILED.format(" ".join(str(error).split()))) from error
             gradients += sum(_second_moment(gradient) for gradient in found)
             if tied:
                 states += _second_moment(hidden.detach())
             looked_up.clear()
-            if progress is not None:
-                progress(done + _BATCH, _SEQUENCES)
     return _of_trace_d(gradients), _of_trace_d(states) if tied else None
 
 
@@ -124,9 +101,7 @@ def _second_moment(vectors: Tensor) -> Tensor:
 def _of_trace_d(moment: Tensor) -> Tensor:
     trace = float(moment.trace())
     if not 0 < trace < math.inf:
-        raise OptionError(
-            f"what the model notices cannot be measured: its gradients are zero or not finite; {_WAY_OUT}"
-        )
+        raise OptionError(_FAILED.format("its gradients are zero or not finite"))
     return moment * (len(moment) / trace)
 
 
@@ -163,8 +138,7 @@ def _lookups(model: PreTrainedModel, table: Tensor) -> Iterator[list[Tensor]]:
 
     def capture(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         outputs.append(output.detach().requires_grad_())
-        # A model may change what it looked up in place.
-        return outputs[-1].clone()
+        return outputs[-1].clone()  # a model may change what it looked up in place
 
     readers = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table]
     hooks = [module.register_forward_hook(capture) for module in readers]

@@ -7,31 +7,15 @@ from torch import nn
 
 from projclust.checkpoints.tensors import read_headers
 from projclust.errors import CheckpointError, ProjclustError
-from projclust.hf.config import ProjClustConfig
 from projclust.hf.private import is_dispatched, was_read
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CodedTable, FactorizedTable
-
-
-def stored_shape(config: ProjClustConfig) -> FactoredShape | CodedShape:
-    """The shape that config.json states.
-
-    Raises:
-        CheckpointError: it states an impossible one.
-    """
-    try:
-        return config.stored_shape()
-    except ValueError as error:
-        raise CheckpointError(f"damaged checkpoint: {error}") from None
 
 
 def check_stored_tensors(files: list[str], shape: FactoredShape | CodedShape) -> None:
     """Compare the tensors' shapes in the safetensors headers with the ones config.json states.
 
     What is missing shows after the load; names are no help before it, since transformers renames some on their way.
-
-    Raises:
-        CheckpointError: a file cannot be read, or a tensor has another shape.
     """
     stored = read_headers([Path(file) for file in files if Path(file).suffix == ".safetensors"])
     mark = "decoder_scales" if isinstance(shape, CodedShape) else "bases"
@@ -45,15 +29,10 @@ def check_stored_tensors(files: list[str], shape: FactoredShape | CodedShape) ->
 
 
 def check_loaded_tables(model: nn.Module) -> None:
-    """Check that every stored tensor of the model's compressed tables was read, and holds what it may.
-
-    Raises:
-        CheckpointError: it names the tensor.
-    """
+    """Check that every stored tensor of the model's compressed tables was read, and holds what it may."""
     for module in model.modules():
-        if isinstance(module, FactorizedTable):
-            if not is_dispatched(module):
-                _check_factors(module)
+        if isinstance(module, FactorizedTable) and not is_dispatched(module):
+            _check_factors(module)
         elif isinstance(module, CodedTable) and module.primary is module:
             _check_codes(module)
 

@@ -5,7 +5,6 @@ embedding's after loading, from tables on the model. So tied modules are swapped
 other factors, on the instance of every sub-model (never on the class).
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,21 +25,8 @@ from projclust.tables import (
 from projclust.tables.lookup import is_known_lookup
 
 
-@dataclass(frozen=True)
-class DensePart:
-    """A dense tensor of the table's height that stays as it was."""
-
-    name: str
-    bytes: int
-    reason: str
-
-
 def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
-    """The name and module of the token embedding.
-
-    Raises:
-        ProjclustError: the model has none, or one that cannot be factorised, by name and reason.
-    """
+    """The name and module of the token embedding, which must be one that can be compressed."""
     kind = type(model).__name__
     try:
         module = model.get_input_embeddings()
@@ -58,7 +44,8 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
         raise ProjclustError(f"{kind} renormalises its embedding at every lookup (max_norm), which is not supported")
     name = _names_of(model, module)[0]
     # Where the embedding is itself tied to another (Marian), that one is what tie_weights() copies from.
-    root = _root(model, f"{name}.weight").rpartition(".")[0]
+    weight = f"{name}.weight"
+    root = tied_weights(model).get(weight, weight).rpartition(".")[0]
     source = model.get_submodule(root)
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
@@ -66,13 +53,8 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
 def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:
     """Replace the token embedding and every module tied to it by factorised or coded modules that are yet to be filled.
 
-    They have the old weight's device and dtype; scales, padding and biases are kept.
-
-    Returns:
-        the new primary embedding.
-
-    Raises:
-        ProjclustError: see `input_embedding`; or a tied module that cannot be factorised.
+    They have the old weight's device and dtype; scales, padding and biases are kept. Returns the new embedding, whose
+    stored tensors the others read.
     """
     name, old = input_embedding(model)
     if old.weight.shape != (shape.n, shape.d):
@@ -113,15 +95,17 @@ def restore_dense(model: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def dense_parts(model: PreTrainedModel) -> list[DensePart]:
-    """Matrices as high as the vocabulary that compression leaves dense, such as an untied output layer."""
+def dense_parts(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Matrices as high as the vocabulary that compression leaves dense, such as an untied output layer: "name" of the
+    weight, its "bytes" and the "reason".
+    """
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     parts = []
     for name, module in model.named_modules():
         weight = module.weight if isinstance(module, (nn.Linear, nn.Embedding)) else None
         if weight is not None and weight is not table and len(weight) == len(table):
             reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
-            parts.append(DensePart(f"{name}.weight", weight.numel() * weight.element_size(), reason))
+            parts.append({"name": f"{name}.weight", "bytes": weight.nbytes, "reason": reason})
     return parts
 
 
@@ -129,14 +113,13 @@ def _refuse_dense_readers(model: PreTrainedModel) -> None:
     """Models that multiply with the embedding's dense weight themselves, outside any module that could be swapped."""
     for _, part in _pretrained_parts(model):
         kind, config = type(part).__name__, part.config
-        if kind in ("MobileBertForMaskedLM", "MobileBertForPreTraining"):
+        gemma = str(config.model_type).startswith(("gemma4", "diffusion_gemma"))
+        if gemma or kind in ("MobileBertForMaskedLM", "MobileBertForPreTraining"):
             raise ProjclustError(f"{kind} reads the dense embedding itself: it cannot be compressed")
         if kind in ("DebertaForMaskedLM", "DebertaV2ForMaskedLM") and not getattr(config, "legacy", True):
             raise ProjclustError(
                 f"{kind} with legacy=False reads the embedding's dense weight: it cannot be compressed"
             )
-        if str(config.model_type).startswith(("gemma4", "diffusion_gemma")):
-            raise ProjclustError(f"{kind} reads the dense embedding itself: it cannot be compressed")
 
 
 def _pretrained_parts(model: nn.Module) -> list[tuple[str, PreTrainedModel]]:
@@ -152,16 +135,11 @@ def _names_of(model: nn.Module, module: nn.Module) -> list[str]:
     return [name for name, other in model.named_modules(remove_duplicate=False) if other is module]
 
 
-def _root(model: PreTrainedModel, weight: str) -> str:
-    """The parameter that `weight` is tied to by transformers' table, or itself."""
-    return tied_weights(model).get(weight, weight)
-
-
 def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[str, nn.Module]:
     """Modules, by name, whose weight is tied to the embedding's, by transformers' tables or as the same parameter."""
-    root = _root(model, f"{name}.weight")
-    pairs = tied_weights(model).items()
-    names = {key.rpartition(".")[0] for pair in pairs if root in pair for key in pair}
+    ties, weight = tied_weights(model), f"{name}.weight"
+    root = ties.get(weight, weight)
+    names = {key.rpartition(".")[0] for pair in ties.items() if root in pair for key in pair}
     for other_name, module in model.named_modules(remove_duplicate=False):
         if getattr(module, "weight", None) is old.weight:
             names.add(other_name)
