@@ -14,6 +14,7 @@ from projclust.errors import CheckpointError
 
 CARD_FILE = "README.md"
 
+_PAPER = "https://arxiv.org/abs/2010.04290"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
 
 
@@ -65,7 +66,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 
 ## Source
 
-[Deep Learning Meets Projective Clustering](https://arxiv.org/abs/2010.04290), Maalouf, Lang, Rus and Feldman, ICLR 2021.
+[Deep Learning Meets Projective Clustering]({_PAPER}), Maalouf, Lang, Rus and Feldman, ICLR 2021.
 Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """

@@ -67,7 +67,7 @@ def check_can_push(repo: str) -> None:
 
 
 def _identity(api: HfApi) -> dict[str, Any]:
-    """Whose the token is."""
+    """The account that the token belongs to."""
     try:
         return api.whoami()
     except HfHubHTTPError as error:

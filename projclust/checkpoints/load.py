@@ -126,10 +126,7 @@ class Classifier:
 
 
 def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
-    """Load a dense or compressed checkpoint to classify (one or two) texts.
-
-    The labels are in the order of their numbers; there are none for regression.
-    """
+    """Load a checkpoint to classify one or two texts; labels in the order of their numbers, none for regression."""
     config = read_json(folder / CONFIG)
     read_headers(weight_files(folder))
     stored = config.get("id2label")

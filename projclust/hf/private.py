@@ -73,10 +73,11 @@ def state_dict_to_save() -> dict[str, Tensor] | None:
     """The `state_dict` that the caller of `save_pretrained` passed, to be called by the quantizer inside of it.
 
     Under FSDP that is the only complete one, but where a model has a quantizer, transformers forgets it in favour of
-    what the quantizer returns, to which it hands the model alone. So it is read from the caller's frame. Worse are: a
-    state-dict hook, for then the model's own state is saved, one shard; no attribute `hf_quantizer`, without which a
-    model neither dequantizes nor knows in which dtype to save; a `save_pretrained` of the instance, which keeps the
-    model alive or, by a weak reference, makes a shallow copy save the other model; one of the class, for all models.
+    what the quantizer returns, to which it hands the model alone. So it is read from the caller's frame. Other ways do
+    worse: with a state-dict hook the model's own state is saved, which is one shard; without the attribute
+    `hf_quantizer` a model neither dequantizes nor knows in which dtype to save; a `save_pretrained` of the instance
+    keeps the model alive or, by a weak reference, lets a shallow copy save the other model; one of the class changes
+    every model of the process.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "save_pretrained":

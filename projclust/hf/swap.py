@@ -96,9 +96,7 @@ def restore_dense(model: PreTrainedModel) -> None:
 
 
 def dense_parts(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Matrices as high as the vocabulary that compression leaves dense, such as an untied output layer: "name" of the
-    weight, its "bytes" and the "reason".
-    """
+    """Matrices as high as the vocabulary that stay dense, such as an untied output layer: "name", "bytes", "reason"."""
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     parts = []
     for name, module in model.named_modules():
