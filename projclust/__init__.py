@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from projclust.hf.compression import compress_model as compress_model
     from projclust.hf.compression import unfreeze as unfreeze
     from projclust.hf.config import ProjClustConfig as ProjClustConfig
+    from projclust.recipes.recipe import Recipe as Recipe
     from projclust.tables import CodedEmbedding as CodedEmbedding
     from projclust.tables import CodedLMHead as CodedLMHead
     from projclust.tables import ProjectiveEmbedding as ProjectiveEmbedding

@@ -33,6 +33,10 @@ def model_sensitivity(model: PreTrainedModel, frequencies: Tensor | None = None,
     `frequencies` (n,) say, on any scale, how often each row is looked up; by default all alike. M is (d, d), float64 on
     the CPU, symmetric and positive definite; M^4, or where logits count M^2, has trace 1.03 d. The model comes out
     unchanged.
+
+    Raises:
+        ProjclustError: the model has no embedding that can be compressed, it takes more than tokens, or its gradients are
+            zero or not finite.
     """
     gradients, states = sensitivities(model, frequencies, seed)
     if states is None:

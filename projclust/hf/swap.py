@@ -5,6 +5,7 @@ embedding's after loading, from tables on the model. So tied modules are swapped
 other factors, on the instance of every sub-model (never on the class).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,15 @@ from projclust.tables import (
     ProjectiveLMHead,
 )
 from projclust.tables.lookup import is_known_lookup
+
+
+@dataclass(frozen=True)
+class DensePart:
+    """A dense tensor of the table's height that stays as it was."""
+
+    name: str
+    bytes: int
+    reason: str
 
 
 def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
@@ -95,15 +105,15 @@ def restore_dense(model: PreTrainedModel) -> None:
     model.tie_weights()
 
 
-def dense_parts(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Matrices as high as the vocabulary that stay dense, such as an untied output layer: "name", "bytes", "reason"."""
+def dense_parts(model: PreTrainedModel) -> list[DensePart]:
+    """Matrices as high as the vocabulary that stay dense, such as an untied output layer."""
     table, output = model.get_input_embeddings().weight, model.get_output_embeddings()
     parts = []
     for name, module in model.named_modules():
         weight = module.weight if isinstance(module, (nn.Linear, nn.Embedding)) else None
         if weight is not None and weight is not table and len(weight) == len(table):
             reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
-            parts.append({"name": f"{name}.weight", "bytes": weight.nbytes, "reason": reason})
+            parts.append(DensePart(f"{name}.weight", weight.nbytes, reason))
     return parts
 
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def _foreseen(options: CompressOptions, recipe: Recipe, dense: Dense, weights: R
         "embedding": dense.name,
         "model_bytes_dense": sum(tensor.bytes for tensor in source.values()),
         "model_bytes_stored": bytes_to_save(dense.loaded) - table.bytes + size,
-        "dense_parts": dense_parts(dense.loaded.model),
+        "dense_parts": [asdict(part) for part in dense_parts(dense.loaded.model)],
         "same_size_svd": None,
     }
 
