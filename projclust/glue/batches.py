@@ -29,7 +29,7 @@ class EncodedRows(Dataset[dict[str, Any]]):
         return {"row": row, **{name: values[row] for name, values in self.features.items()}}
 
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """How many tokens each row has."""
         return [len(ids) for ids in self.features["input_ids"]]
 
 
@@ -63,12 +63,9 @@ class ShuffledBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
-        buckets = order.split(BATCHES_PER_BUCKET * self.rows_a_step)
-        batches = [
-            batch
-            for bucket in buckets
-            for batch in bucket[self.lengths[bucket].argsort(stable=True)].split(self.rows_a_step)
-        ]
+        batches: list[Tensor] = []
+        for bucket in order.split(BATCHES_PER_BUCKET * self.rows_a_step):
+            batches += bucket[self.lengths[bucket].argsort(stable=True)].split(self.rows_a_step)
         # The batch that is not full stays last: Accelerate takes the last one for the one to fill up.
         full = torch.randperm(len(batches) - 1, generator=generator).tolist()
         for index in [*full, len(batches) - 1]:
@@ -77,7 +74,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class SortedBatches(Sampler[list[int]]):
-    """Batches in order of length: every row once."""
+    """Batches of rows in order of length, every row once."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
         self.order = torch.tensor(lengths).argsort(stable=True)
@@ -95,7 +92,7 @@ class SortedBatches(Sampler[list[int]]):
 def data_loader(
     rows: EncodedRows, batches: Sampler[list[int]], tokenizer: PreTrainedTokenizerBase
 ) -> DataLoader[dict[str, Tensor]]:
-    """A loader of padded batches: "row" (the numbers of the rows), "labels", and what the model takes."""
+    """Load padded batches: "row" (the numbers of the rows), "labels", and what the model takes."""
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         numbers = torch.tensor([sample["row"] for sample in samples])

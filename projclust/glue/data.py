@@ -1,4 +1,4 @@
-"""The rows of the tasks: from a folder, the Hub or the package."""
+"""The rows of the tasks, read from a folder, the Hub or the package."""
 
 import hashlib
 import json
@@ -32,14 +32,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows of a task.
-
-    Attributes:
-        train: the rows to train on.
-        validation: the rows to score on, by the suffix of their metrics' names.
-        source: where they come from, in words.
-        sha256: of all these rows.
-    """
+    """The rows of a task, their source in words and their hash; `validation` is keyed by the suffix of metric names."""
 
     task: Task
     train: Rows
@@ -49,20 +42,14 @@ class TaskData:
 
     @property
     def validation_rows(self) -> int:
-        """Rows of all validation splits."""
+        """How many rows all validation splits have together."""
         return sum(map(len, self.validation.values()))
 
 
 def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> TaskData:
     """Read a task from a folder of nyu-mll/glue's layout, or from the Hub when there is no folder.
 
-    Args:
-        name: of the task.
-        glue_dir: the folder; the packaged demonstration needs none.
-        limit: at most so many rows of each split, drawn at random but always the same ones.
-
-    Raises:
-        ProjclustError: the folder lacks the task, the Hub cannot be reached, or the rows are not the task's.
+    With `limit`, each split has at most so many rows, drawn at random but always the same ones.
     """
     task = TASKS[name]
     splits: dict[str, Rows] = {}
@@ -86,7 +73,7 @@ def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> Task
 
 
 def _read(task: Task, split: str, glue_dir: str | None) -> dict[str, list[Any]]:
-    """The columns of one split. Local files are read as they are now, past the cache of `datasets`."""
+    """Read the columns of one split; local files are read as they are now, past the cache of `datasets`."""
     if task.name == DEMO:
         lines = (_DEMO_FOLDER / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
@@ -122,7 +109,7 @@ def _rows(task: Task, split: str, columns: dict[str, list[Any]], limit: int | No
 
 
 def _label(task: Task, split: str, value: Any) -> Any:
-    """A class number, or for regression a score."""
+    """Return a label as a class number, or for regression as a score."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -15,8 +15,8 @@ from projclust.glue.tasks import TASKS, Task
 class GlueMetric(evaluate.Metric):
     """The metrics of one task as `evaluate.load("glue", task)` has them.
 
-    Create it with the name of a task; `compute(predictions=..., references=...)` takes class numbers (for STS-B,
-    scores) and returns fractions of 1. A correlation with predictions that are all the same is 0.
+    `compute` takes class numbers (for STS-B, scores) and returns fractions of 1. A correlation with predictions that
+    are all the same is 0.
     """
 
     def __init__(self, task: str, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ def _correlation(statistic: Any, given: Any, wanted: Any) -> float:
 
 def _matthews(given: Any, wanted: Any) -> float:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a single class in tiny samples
+        warnings.simplefilter("ignore")  # tiny samples may have a single class
         return float(matthews_corrcoef(wanted, given))
 
 

@@ -22,42 +22,32 @@ class Precision(Choice):
 class Settings(Options):
     """Every setting of the fine-tuning that bears on a score.
 
-    Batches are of all processes and accumulated parts together; the learning rate falls linearly to 0 after the
-    warm-up; weight decay is for weight matrices only.
+    After the warm-up the learning rate falls linearly to 0. The weight decay applies to weight matrices only.
     """
 
-    baseline_epochs: int = option(3, "The epochs of training before the compression, with --protocol paper.", least=0)
-    epochs: int = option(2, "The epochs of training after the compression.", least=0)
-    learning_rate: float = option(3e-5, "The learning rate of AdamW after the warm-up.", above=0, below=inf)
-    batch_size: int = option(32, "The rows of one step, over all processes.", least=1)
+    baseline_epochs: int = option(3, "Train so many epochs before the compression, with --protocol paper.", least=0)
+    epochs: int = option(2, "Train so many epochs after the compression.", least=0)
+    learning_rate: float = option(3e-5, "Train with this learning rate of AdamW after the warm-up.", above=0, below=inf)
+    batch_size: int = option(32, "Use so many rows in one step, over all processes.", least=1)
     gradient_accumulation: int = option(
-        1,
-        "The parts that a batch is cut into, to save memory; an epoch's last batch, if not full, weighs less.",
-        least=1,
+        1, "Cut a batch into so many parts, to save memory; an epoch's last batch, if not full, weighs less.", least=1
     )
-    max_length: int = option(128, "The most tokens of a row; longer ones are cut.", least=4)
-    warmup: float = option(0.06, "The fraction of the steps in which the learning rate rises.", least=0, most=1)
-    weight_decay: float = option(0.0, "The weight decay of AdamW.", least=0, below=inf)
-    max_grad_norm: float = option(1.0, "Larger gradients are scaled down to this norm.", above=0, below=inf)
-    mixed_precision: Precision = option(Precision.NO, "The precision of the training.")
+    max_length: int = option(128, "Cut rows to at most so many tokens.", least=4)
+    warmup: float = option(0.06, "Let the learning rate rise during this fraction of the steps.", least=0, most=1)
+    weight_decay: float = option(0.0, "Train with this weight decay of AdamW.", least=0, below=inf)
+    max_grad_norm: float = option(1.0, "Scale larger gradients down to this norm.", above=0, below=inf)
+    mixed_precision: Precision = option(Precision.NO, "Train in this precision.")
     freeze_embedding: bool = option(False, "Do not train the embedding after the compression.")
     limit: int | None = option(
-        None, "Use so many rows of each split only, for a quick look; marked in every output.", least=1
+        None, "Use only so many rows of each split, for a quick look; every output says so.", least=1
     )
 
 
 # What may differ between the tasks of one run; the rest belongs to the whole process.
 PER_TASK = ("baseline_epochs", "epochs", "learning_rate", "batch_size", "max_length", "warmup", "weight_decay", "limit")
 
-Overrides = Mapping[str, Mapping[str, Any]]
-
-
 def parse_per_task(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Settings of single tasks from texts like ``cola:learning-rate=1e-4:epochs=4``.
-
-    Raises:
-        ProjclustError: there is no such task or setting, or a value is of another kind.
-    """
+    """Read the settings of single tasks from texts like ``cola:learning-rate=1e-4:epochs=4``."""
     result: dict[str, dict[str, Any]] = {}
     for text in texts:
         task, *pairs = text.split(":")
@@ -77,19 +67,16 @@ def parse_per_task(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def without_settings(texts: tuple[str, ...], names: set[str]) -> tuple[str, ...]:
-    """Such texts without some of the settings."""
-    kept = (
-        [part for part in text.split(":") if part.partition("=")[0].replace("-", "_") not in names] for text in texts
-    )
-    return tuple(":".join(parts) for parts in kept)
+    """Drop some of the settings from such texts."""
+
+    def is_kept(part: str) -> bool:
+        return part.partition("=")[0].replace("-", "_") not in names
+
+    return tuple(":".join(filter(is_kept, text.split(":"))) for text in texts)
 
 
-def settings_for(task: str, settings: Settings, per_task: Overrides) -> Settings:
-    """The settings of one task.
-
-    Raises:
-        OptionError: one of its own cannot be.
-    """
+def settings_for(task: str, settings: Settings, per_task: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """Merge the settings of all tasks with those of one; values that it cannot have are refused by its name."""
     try:
         return replace(settings, **per_task.get(task, {}))
     except OptionError as error:

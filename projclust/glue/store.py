@@ -21,16 +21,12 @@ class CellStore:
     folder: Path
 
     def path(self, task: str, label: str, seed: int, settings_hash: str) -> Path:
-        """Where a cell is, or will be."""
+        """Return where a cell is, or will be."""
         plain = re.sub(r"[^A-Za-z0-9=.]+", "-", label)
         return self.folder / f"{task}-{plain}-seed{seed}-{settings_hash[:12]}.json"
 
     def read(self, path: Path) -> Row | None:
-        """A finished cell, or None when it is not finished.
-
-        Raises:
-            ProjclustError: the file is damaged.
-        """
+        """Read a finished cell; None when it is not finished."""
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -53,7 +49,6 @@ class CellStore:
         unfinished.replace(path)
 
     def all(self) -> list[Row]:
-        """Every finished cell, those of other settings as well, the newest first."""
+        """Read every finished cell, also those of other settings, the newest first."""
         paths = sorted(self.folder.glob("*.json"), key=lambda path: (-path.stat().st_mtime_ns, path.name))
-        found = (self.read(path) for path in paths)
-        return [row for row in found if row is not None]
+        return [row for path in paths if (row := self.read(path)) is not None]

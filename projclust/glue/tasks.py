@@ -9,15 +9,12 @@ DEMO = "demo"
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task, with its name in nyu-mll/glue and its title for people.
 
     Attributes:
-        name: as nyu-mll/glue calls its configuration.
-        title: as people write it.
-        sentences: the columns of text, one or two.
-        labels: the classes in the order of their numbers; empty for regression (STS-B, scores of 0 to 5).
-        metrics: the official ones.
-        validation: the suffix that the names of the metrics get, for each validation split.
+        sentences: the names of the one or two columns of text.
+        labels: the classes in the order of their numbers; empty for regression (STS-B, scores from 0 to 5).
+        validation: for each validation split, the suffix that the names of its metrics get.
     """
 
     name: str
@@ -53,11 +50,7 @@ GLUE = tuple(name for name in TASKS if name != DEMO)
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """The tasks that `--tasks` names: a list with commas, or `all` for the nine of GLUE.
-
-    Raises:
-        ProjclustError: there is no such task.
-    """
+    """Read the value of `--tasks`: names with commas between them, or `all` for the nine of GLUE."""
     names = [name.strip().lower().replace("sts-b", "stsb").replace("sst-2", "sst2") for name in text.split(",")]
     chosen = [task for name in names if name for task in (GLUE if name == "all" else (name,))]
     for name in chosen:

@@ -23,7 +23,7 @@ STEPS_BETWEEN_CHECKS = 20
 SCORING_BATCH = 64
 
 Step = Callable[[int, int, float], None]
-"""Called now and then while training: step, number of steps, mean loss since the last call."""
+"""Called now and then while training, with the step, the number of steps and the mean loss since the last call."""
 
 
 class Diverged(Exception):
@@ -31,11 +31,7 @@ class Diverged(Exception):
 
 
 def make_accelerator(settings: Settings, cpu: bool) -> Accelerator:
-    """The accelerator of this process; the launcher's settings are taken as they are.
-
-    Raises:
-        ProjclustError: the device has no such precision.
-    """
+    """Make the accelerator of this process; the launcher's settings are taken as they are."""
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -49,18 +45,12 @@ def make_accelerator(settings: Settings, cpu: bool) -> Accelerator:
         raise ProjclustError(f"--mixed-precision {settings.mixed_precision} does not work here: {error}") from None
     parts = accelerator.gradient_accumulation_steps
     if parts != settings.gradient_accumulation:
-        raise ProjclustError(
-            f"the launcher asks for {parts} steps of gradient accumulation: use --gradient-accumulation"
-        )
+        raise ProjclustError(f"the launcher asks for {parts} steps of gradient accumulation: use --gradient-accumulation")
     return accelerator
 
 
 def check_batch_size(settings: Settings, processes: int) -> None:
-    """Refuse a batch that cannot be cut into equal parts.
-
-    Raises:
-        ProjclustError: with the numbers.
-    """
+    """Refuse a batch that cannot be cut into equal parts."""
     if settings.batch_size % (settings.gradient_accumulation * processes):
         raise ProjclustError(
             f"--batch-size {settings.batch_size} is the batch of all processes together: it must be a multiple of "
@@ -78,16 +68,9 @@ def train(
     accelerator: Accelerator,
     on_step: Step | None = None,
 ) -> float:
-    """Fine-tune `model` in place for `epochs` (those in `settings` are not looked at).
+    """Fine-tune `model` in place for `epochs`, whatever `settings` says of them, and return the seconds that it took.
 
-    Args:
-        seed: decides the order of the rows and dropout.
-
-    Returns:
-        seconds it took.
-
-    Raises:
-        Diverged: the loss became infinite or no number; the model is then unusable.
+    The seed decides the order of the rows and the dropout. After `Diverged` the model is unusable.
     """
     started = time.perf_counter()
     set_seed(seed, device_specific=True)
@@ -139,7 +122,7 @@ def train(
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Biases and the scales of layer norms, all of one dimension, are not decayed."""
+    """Exempt biases and the scales of layer norms, which all have one dimension, from weight decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -151,11 +134,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 def logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: EncodedRows, accelerator: Accelerator
 ) -> Tensor:
-    """(rows, classes) outputs of the model in its own precision, on the CPU, in the order of `rows`; on every process.
-
-    Raises:
-        Diverged: an output is no number.
-    """
+    """Return the outputs (rows, classes) in the model's own precision, on the CPU of every process, ordered as `rows`."""
     model = model.to(accelerator.device).eval()
     size = SCORING_BATCH - SCORING_BATCH % accelerator.num_processes or accelerator.num_processes
     loader = accelerator.prepare(data_loader(rows, SortedBatches(rows.lengths(), size), tokenizer))
@@ -178,11 +157,7 @@ def score(
     splits: dict[str, EncodedRows],
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """The task's metrics on each split; the split's suffix is added to their names.
-
-    Raises:
-        Diverged: an output of the model is no number.
-    """
+    """Compute the task's metrics on each split, whose suffix is added to their names."""
     metrics: dict[str, float] = {}
     for suffix, rows in splits.items():
         outputs = logits(model, tokenizer, rows, accelerator)
@@ -193,5 +168,5 @@ def score(
 
 
 def points(metrics: dict[str, float]) -> float:
-    """100 times the mean of a task's metrics."""
+    """Return 100 times the mean of a task's metrics."""
     return 100 * sum(metrics.values()) / len(metrics)

@@ -9,19 +9,17 @@ from projclust.recipes.recipe import DEFAULT_K, Recipe, split_options
 from projclust.shapes import DenseShape, FactoredShape
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
-# What others do to a table: rebuilt and measured as it would be read. SVD has codes of ours.
+# What others do to a table. It is rebuilt and measured as it would be read; only SVD is stored, in our codes.
 BASELINES = ("int8", "int4", "int3", "int2", "nf4", "pq")
 DEFAULT_RATIO = 0.4
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The model with its embedding stored in one way.
+    """The model with its embedding stored in one way, named as in `--variants`.
 
-    Attributes:
-        name: as given to `--variants`; "compressed" for a model that came so.
-        recipe: settled for the model's table; None for "dense", "compressed", and "best", the one among the others with
-            the best score on the training rows.
+    The recipe is settled for the model's table. "dense", "best" and "compressed" have none: "best" is whichever
+    variant scores best on the training rows, and "compressed" is a model that was compressed before.
     """
 
     name: str
@@ -29,12 +27,12 @@ class Variant:
 
     @property
     def method(self) -> str:
-        """The method of its recipe, or what it is without one."""
+        """The method of the recipe, or the name of a variant without one."""
         return self.name if self.recipe is None else self.recipe.method
 
     @property
     def label(self) -> str:
-        """The variant with its size, for people."""
+        """The variant and its size, in words for people."""
         recipe = self.recipe
         if recipe is None:
             return "best by training score" if self.name == BEST else self.name
@@ -49,7 +47,7 @@ class Variant:
         return f"{recipe.method}, {size}{ranks}{loss}{means}{codes}"
 
     def as_row(self) -> dict[str, Any]:
-        """What a row of results says of it."""
+        """Return what a row of results says of the variant."""
         recipe = self.recipe or Recipe()
         subspaces = self.recipe is not None and recipe.k is not None
         return {
@@ -65,11 +63,10 @@ class Variant:
         }
 
     def identity(self, fit: Recipe) -> dict[str, Any]:
-        """What of it bears on a result.
+        """Return what bears on a result.
 
-        Args:
-            fit: has the options of the solver that all variants share. They have always counted for codes and baselines
-                too, which know nothing of them.
+        The solver's options, which all variants share through `fit`, have always counted for codes and baselines too,
+        which know nothing of them.
         """
         if self.recipe is None:
             return {"method": self.name, "k": None, "j": None, "affine": False, "codes": None}
@@ -77,18 +74,13 @@ class Variant:
 
 
 def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant, ...]:
-    """The variants that `--variants` names: a list with commas, each `NAME` or `NAME:option=value:...`.
-
-    Args:
-        base: the options that variants share where they have none of their own.
-
-    Raises:
-        ProjclustError: there is no such variant or option, or a size the table cannot have.
-    """
-    specs = dict.fromkeys(spec.strip() for spec in text.split(",") if spec.strip())
-    # By their labels: two ways to write the same variant are one.
-    found = {variant.label: variant for variant in reversed([parse_variant(spec, base, table) for spec in specs])}
-    variants = tuple(found.values())[::-1]
+    """Read `--variants`, each `NAME` or `NAME:option=value:...`; `base` has the options where they give none."""
+    specs = [spec.strip() for spec in text.split(",") if spec.strip()]
+    # Keyed by their labels, because two ways to write the same variant are one.
+    found: dict[str, Variant] = {}
+    for variant in [parse_variant(spec, base, table) for spec in specs]:
+        found.setdefault(variant.label, variant)
+    variants = tuple(found.values())
     if not variants:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
     if BEST in specs and not any(variant.recipe for variant in variants):
@@ -97,11 +89,7 @@ def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant,
 
 
 def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:
-    """One variant; see `parse_variants`.
-
-    Raises:
-        ProjclustError: as there.
-    """
+    """Read one of the variants that `parse_variants` takes."""
     name = spec.partition(":")[0]
     if name in (DENSE, BEST):
         if name != spec:
@@ -119,7 +107,7 @@ def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:
 
 
 def _sized(name: str, own: dict[str, Any], base: Recipe, table: DenseShape) -> Recipe:
-    """The recipe of a variant, with a size that is comparable to that of the others where it gives none."""
+    """Make the recipe of a variant; where it gives no size, it gets one comparable to that of the others."""
     recipe = Recipe.given(name, own, base)
     if not recipe.is_stored or recipe.is_auto:
         return recipe
@@ -130,7 +118,7 @@ def _sized(name: str, own: dict[str, Any], base: Recipe, table: DenseShape) -> R
         return replace(recipe, ratio=DEFAULT_RATIO)
     k, base_k = recipe.k or (1 if name == Method.SVD else DEFAULT_K), base.k or DEFAULT_K
     if "j" not in own and recipe.j is not None and k != base_k:
-        # As many parameters as k and j of the command line have, from below.
+        # At most as many parameters as the k and j of the command line have.
         most = FactoredShape(table.n, table.d, k=base_k, j=recipe.j, affine=base.affine).parameters
         equal = FactoredShape(table.n, table.d, k=k, j=1, affine=recipe.affine)
         return replace(recipe, j=equal.largest_rank(lambda shape: shape.parameters <= most))
