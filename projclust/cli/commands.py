@@ -46,7 +46,8 @@ def compress(options: CompressOptions, format: Format) -> None:
     Example: projclust compress roberta-base --k 5 --j 40
     """
     options.check_folder()
-    from projclust.jobs.compress import Hooks, compress_checkpoint
+    from projclust.jobs.common import Hooks
+    from projclust.jobs.compress import compress_checkpoint
 
     with progress_bar() as bar:
 
@@ -60,7 +61,7 @@ def compress(options: CompressOptions, format: Format) -> None:
         def rows(done: int, total: int) -> None:
             bar.advance(f"coding rows: {done:,} of {total:,}", done, total)
 
-        report = compress_checkpoint(options, Hooks(bar.stage, step, rows, warn, bar.clear))
+        report = compress_checkpoint(options, Hooks(bar.stage, warn, step=step, rows=rows, upload=bar.clear))
     result = quoted(report["output"]) if options.push_to_hub is None else options.push_to_hub
     next_step = "drop --dry-run to write it" if options.dry_run else f"projclust inspect {result}"
     _print(report, format, compress_rows, next_step)
@@ -77,7 +78,8 @@ def plan(options: PlanOptions, format: Format) -> None:
     Example: projclust plan roberta-base --size 2MB -o roberta-plan
     """
     options.check_folder()
-    from projclust.jobs.plan import Hooks, plan_checkpoint
+    from projclust.jobs.common import Hooks
+    from projclust.jobs.plan import plan_checkpoint
 
     with progress_bar() as bar:
         result = plan_checkpoint(options, Hooks(bar.stage, warn))
@@ -98,7 +100,8 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
 
     Example: projclust glue-eval distilbert-base-uncased --tasks cola,mrpc --ratio 0.4
     """
-    from projclust.jobs.glue_eval import Hooks, evaluate_on_glue
+    from projclust.jobs.common import Hooks
+    from projclust.jobs.glue_eval import evaluate_on_glue
     from projclust.report.terminal import summary_table
     from projclust.report.write import HTML_FILE
 
@@ -116,7 +119,7 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
         def step(step: int, steps: int, loss: float) -> None:
             bar.advance(f"{stage}, loss {loss:.4f}", step, steps)
 
-        result = evaluate_on_glue(options, Hooks(begin, cell, step, warn))
+        result = evaluate_on_glue(options, Hooks(begin, warn, step=step, cell=cell))
     if not is_main_process():
         return
     if format is Format.JSON:

@@ -1,4 +1,4 @@
-"""One cell: a task, a variant, a seed. Compress, score, train, score."""
+"""One cell, which is a task, a variant and a seed: compress, score, train, score."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ from projclust.shapes import DenseShape
 from projclust.weights.rows import RowWeights
 
 PAPER, PRETRAINED, AS_IS = "paper", "pretrained", "as-is"
-# In the output folder, while a cell is measured.
+# The compressed checkpoint, in the output folder while a cell is measured.
 SCRATCH = "scratch"
 _BASELINE_FILE = "baseline.json"
 
@@ -46,9 +46,9 @@ class ModelSizes:
 
     Attributes:
         table: the shape of the embedding, with the dtype that it is stored in.
-        bytes_dense, model_bytes_dense: of the dense embedding, and of all weights with it.
+        bytes_dense, model_bytes_dense: how much the dense embedding takes, and all weights with it.
         positions: the longest input the model takes, where its config tells.
-        stored: of a compressed model, what a row of results says of its embedding; else None.
+        stored: what a row of results says of the embedding of a compressed model; None for a dense one.
     """
 
     table: DenseShape
@@ -58,7 +58,7 @@ class ModelSizes:
     stored: dict[str, Any] | None = None
 
     def with_embedding(self, stored: int) -> Row:
-        """Sizes that follow from the bytes of the stored embedding."""
+        """Return the sizes that follow from the bytes of the stored embedding."""
         return {
             "bytes_stored": stored,
             "bits_per_weight": self.table.bits_for_bytes(stored),
@@ -71,18 +71,12 @@ class Study:
     """What all cells of one command have in common.
 
     Attributes:
-        model: as named on the command line.
-        checkpoint: its folder.
-        sizes: what it takes.
+        model: the name that the command line gives; `checkpoint` is the model's folder.
         protocol: "paper", "pretrained", or "as-is" for a model that is compressed already.
-        settings, per_task: of the fine-tuning.
+        settings, per_task: how to fine-tune.
         fit: the options of the compression that all variants share.
-        weights: the row weights, by what recipes say of them.
-        output: the folder of results.
-        accelerator: of this process.
-        versions: of the packages.
+        weights: the row weights, each under its `weights_key`.
         stage: called with what begins.
-        step: called while training.
     """
 
     model: str
@@ -96,25 +90,25 @@ class Study:
     output: Path
     accelerator: Accelerator
     versions: dict[str, str]
-    stage: Callable[[str], None] = field(default=lambda text: None)
-    step: Step = field(default=lambda step, steps, loss: None)
+    stage: Callable[[str], None]
+    step: Step
 
     @cached_property
     def sha256(self) -> str:
-        """Of the checkpoint's content."""
+        """The hash of the checkpoint's content."""
         return fingerprint(self.checkpoint)
 
     def settings_for(self, task: str) -> Settings:
-        """Of the fine-tuning on one task."""
+        """Return how to fine-tune on one task."""
         settings = settings_for(task, self.settings, self.per_task)
         return settings if self.protocol == PAPER else replace(settings, baseline_epochs=0)
 
     def weights_of(self, recipe: Recipe) -> RowWeights:
-        """The row weights that a recipe is fitted with."""
+        """Return the row weights that a recipe is fitted with."""
         return self.weights.get(weights_key(recipe), RowWeights())
 
     def identity(self, task: str, data_sha256: str, variant: Variant, seed: int, training_score: bool) -> str:
-        """The hash of all that defines a cell."""
+        """Hash all that defines a cell."""
         own = variant.identity(self.fit)
         if variant.recipe is not None:
             own["weights"] = self.weights_of(variant.recipe).sha256
@@ -134,11 +128,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Bench:
-    """A task made ready for one model: its rows as token ids.
+    """A task made ready for one model, its rows as token ids.
 
     Attributes:
         head_is_stored: whether the model came with a classifier for the task.
-        diverged: seeds with which the dense model's training diverged, and how.
+        diverged: how the dense model's training diverged, for the seeds with which it did.
     """
 
     study: Study
@@ -152,11 +146,7 @@ class Bench:
 
 
 def prepare(study: Study, data: TaskData) -> Bench:
-    """Tokenize a task's rows.
-
-    Raises:
-        ProjclustError: the tokenizer is missing or not the model's, or the settings do not suit it.
-    """
+    """Tokenize a task's rows, and refuse settings or a tokenizer that do not suit the model."""
     task = data.task
     settings = study.settings_for(task.name)
     check_batch_size(settings, study.accelerator.num_processes)
@@ -170,30 +160,23 @@ def prepare(study: Study, data: TaskData) -> Bench:
         raise ProjclustError(f"the tokenizer of {study.model} has no token to pad with: set its pad_token")
     train_rows = encode(data.train, tokenizer, settings.max_length)
     validation = {suffix: encode(rows, tokenizer, settings.max_length) for suffix, rows in data.validation.items()}
-    largest = max(
-        tokenizer.pad_token_id,
-        *(max(ids) for rows in (train_rows, *validation.values()) for ids in rows.features["input_ids"]),
-    )
-    if largest >= study.sizes.table.n:
+    ids = [row for rows in (train_rows, *validation.values()) for row in rows.features["input_ids"]]
+    largest, n = max(tokenizer.pad_token_id, *map(max, ids)), study.sizes.table.n
+    if largest >= n:
         raise ProjclustError(
-            f"the tokenizer of {study.model} gives the token {largest}, but its embedding has "
-            f"{study.sizes.table.n} rows"
+            f"the tokenizer of {study.model} gives the token {largest}, but its embedding has {n} rows"
         )
     head_is_stored = load_classifier(study.checkpoint, task.labels).head_is_stored
-    option = "baseline_epochs" if study.protocol == PAPER else "epochs"
-    if not head_is_stored and getattr(settings, option) == 0:
-        raise ProjclustError(
-            f"{study.model} holds no classifier for {task.name}: --{option.replace('_', '-')} 0 trains none"
-        )
+    flag, epochs = "--epochs", settings.epochs
+    if study.protocol == PAPER:
+        flag, epochs = "--baseline-epochs", settings.baseline_epochs
+    if not head_is_stored and epochs == 0:
+        raise ProjclustError(f"{study.model} holds no classifier for {task.name}: {flag} 0 trains none")
     return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
 
 
-def baseline_folder(bench: Bench, seed: int) -> Path:
-    """The dense model fine-tuned on the task, trained now unless an earlier run has left it: made once, used by all.
-
-    Raises:
-        Diverged: its training did.
-    """
+def _baseline_folder(bench: Bench, seed: int) -> Path:
+    """Return where the fine-tuned dense model lies, which is trained now unless an earlier run has left it there."""
     study, task = bench.study, bench.data.task.name
     identity = {
         "model": study.sha256,
@@ -213,55 +196,46 @@ def baseline_folder(bench: Bench, seed: int) -> Path:
         seconds = 0.0
         if epochs:
             study.stage(f"{task}, seed {seed}: training the dense model, {epochs} epochs")
-            settings = replace(bench.settings, freeze_embedding=False)
             try:
-                seconds = _train(bench, model, epochs, seed, settings)
+                seconds = _train(bench, model, epochs, seed, freeze_embedding=False)
             except Diverged as error:
                 bench.diverged[seed] = str(error)
                 raise
         if study.accelerator.is_main_process:
             folder.parent.mkdir(exist_ok=True)
             with new_folder(folder, overwrite=False) as unfinished:
-                save_checkpoint(_whole(model), unfinished)
+                _save(model, unfinished)
                 (unfinished / _BASELINE_FILE).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     study.accelerator.wait_for_everyone()
     return folder
 
 
 def measure(bench: Bench, variant: Variant, seed: int, training_score: bool) -> Row:
-    """Compress, score, train and score again, as the study's protocol says.
+    """Compress, score, train and score again, as the study's protocol says, and return the row of results.json.
 
-    Args:
-        training_score: score the trained model on the rows it was trained on as well.
-
-    Returns:
-        the row of results.json; of status "diverged" when training met a loss that is no number.
+    With `training_score`, the trained model is also scored on the rows it was trained on. The row's status is
+    "diverged" when training met a loss that is no number.
     """
-    study, task = bench.study, bench.data.task.name
+    study, task, data = bench.study, bench.data.task.name, bench.data
     row: Row = {
         "task": task,
         **variant.as_row(),
         "weights": None if variant.recipe is None else study.weights_of(variant.recipe).recorded,
         "seed": seed,
         "status": "done",
-        "reason": None,
-        "metrics_before": None,
-        "metrics_after": None,
-        "score_before": None,
-        "score_after": None,
-        "training_score": None,
-        "chosen": None,
+        **dict.fromkeys(("reason", "metrics_before", "metrics_after", "score_before", "score_after")),
+        **dict.fromkeys(("training_score", "chosen")),
         **_sizes(study.sizes, variant),
-        "training_rows": len(bench.data.train),
-        "validation_rows": bench.data.validation_rows,
+        "training_rows": len(data.train),
+        "validation_rows": data.validation_rows,
         "limit": bench.settings.limit,
-        "glue": bench.data.source,
-        "data_sha256": bench.data.sha256,
+        "glue": data.source,
+        "data_sha256": data.sha256,
         "model": study.model,
         "model_sha256": study.sha256,
         "protocol": study.protocol,
         "settings": bench.settings.as_dict(),
-        "settings_hash": study.identity(task, bench.data.sha256, variant, seed, training_score),
+        "settings_hash": study.identity(task, data.sha256, variant, seed, training_score),
         "seconds": {"baseline": 0.0, "fit": 0.0, "train": 0.0, "evaluate": 0.0},
         "device": str(study.accelerator.device),
         "processes": study.accelerator.num_processes,
@@ -279,14 +253,11 @@ def measure(bench: Bench, variant: Variant, seed: int, training_score: bool) -> 
 
 @contextlib.contextmanager
 def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator[Path]:
-    """The checkpoint to measure, its sizes entered into `row`.
-
-    It is loaded from disk: what is measured is what a user would load.
-    """
-    study = bench.study
+    """Give the folder of the checkpoint to measure, as a user would load it, and enter its sizes into `row`."""
+    study, source = bench.study, bench.study.checkpoint
     if study.protocol == PAPER:
         try:
-            source = baseline_folder(bench, seed)
+            source = _baseline_folder(bench, seed)
         except Diverged as error:
             raise Diverged(f"already the dense model's training: {error}") from None
         try:
@@ -294,8 +265,6 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
             stored_tensors(source)
         except (CheckpointError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{source} is damaged: delete it to have the dense model trained again") from None
-    else:
-        source = study.checkpoint
     if variant.recipe is None:
         yield source
         return
@@ -304,25 +273,24 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
     if study.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    sizes, row["seconds"]["fit"] = _compress(bench, replace(variant.recipe, seed=seed), source, folder)
-    row |= sizes
+    row |= _compress(bench, replace(variant.recipe, seed=seed), source, folder, row["seconds"])
     study.accelerator.wait_for_everyone()
     try:
         yield folder
     finally:
-        # All processes have loaded it: scoring and training end together.
+        # All processes have loaded it by now, because scoring and training end together.
         if study.accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path) -> tuple[Row, float]:
-    """Compress the classifier in `source`, write it to `folder`; what it takes, how far it is off, and seconds.
+def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, seconds: dict[str, float]) -> Row:
+    """Compress the classifier in `source` into `folder`, and return what it takes and how far it is off.
 
     All processes share the fit, and the first one writes.
     """
     study = bench.study
     model = _classifier(bench, source, recipe.seed)
-    name = input_embedding(model)[0]
+    name, embedding = input_embedding(model)
     started = time.perf_counter()
     weights, stored = study.weights_of(recipe), None
     if recipe.is_stored:
@@ -330,61 +298,56 @@ def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path) -> tuple
         compression = compress_embedding(model, recipe, weights, Run(study.accelerator.device, group))
         errors, parameters = compression.errors, compression.fitted.parameters
     else:
-        table = input_embedding(model)[1].weight.detach()
+        table = embedding.weight.detach()
         fitted = recipe.fit(table, weights.values)
         errors, parameters, stored = fitted.errors, fitted.parameters, fitted.bytes
-        # In place of the table what the baseline's decoder would read: the accuracy of its codes, without their size.
+        # The table becomes what the baseline's decoder would read: the accuracy of its codes, without their size.
         table.copy_(fitted.rows(torch.arange(len(table))))
-    seconds = time.perf_counter() - started
+    seconds["fit"] = time.perf_counter() - started
     if study.accelerator.is_main_process:
-        save_checkpoint(_whole(model), folder)
+        _save(model, folder)
     study.accelerator.wait_for_everyone()
     if stored is None:
         stored = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
-    found = {
+    return {
         **study.sizes.with_embedding(stored),
         "params_stored": parameters,
         "relative_error": errors.plain,
         "compression_rate": 1 - parameters / study.sizes.table.parameters,
     }
-    return found, seconds
 
 
 def _score_and_train(bench: Bench, variant: Variant, folder: Path, seed: int, training_score: bool, row: Row) -> None:
     """Enter scores and seconds into `row`."""
+    study, seconds = bench.study, row["seconds"]
     where = f"{bench.data.task.name}, seed {seed}, {variant.label}"
     model = _classifier(bench, folder, seed)
-    if bench.study.protocol == PAPER or bench.head_is_stored:
-        row["metrics_before"] = _timed_score(bench, model, bench.validation, where, row)
+
+    def timed_score(splits: dict[str, EncodedRows]) -> dict[str, float]:
+        study.stage(f"{where}: scoring")
+        started = time.perf_counter()
+        metrics = score(bench.data.task, model, bench.tokenizer, splits, study.accelerator)
+        seconds["evaluate"] += time.perf_counter() - started
+        return metrics
+
+    if study.protocol == PAPER or bench.head_is_stored:
+        row["metrics_before"] = timed_score(bench.validation)
         row["score_before"] = points(row["metrics_before"])
-    if bench.settings.epochs:
-        bench.study.stage(f"{where}: training, {bench.settings.epochs} epochs")
-        # Another order of rows than the dense model's training had, the same one for all variants.
-        settings = bench.settings
-        if (
-            variant.recipe is not None and not variant.recipe.is_stored
-        ):  # what is trained in floats would not be those codes any more
-            settings = replace(settings, freeze_embedding=True)
-        row["seconds"]["train"] = _train(bench, model, bench.settings.epochs, seed + 1_000_000, settings)
-        row["metrics_after"] = _timed_score(bench, model, bench.validation, where, row)
+    epochs = bench.settings.epochs
+    if epochs:
+        study.stage(f"{where}: training, {epochs} epochs")
+        # A baseline's codes would be lost if the table were trained in floats.
+        freeze = bench.settings.freeze_embedding or not (variant.recipe is None or variant.recipe.is_stored)
+        # The rows come in another order than in the dense model's training, the same for all variants.
+        seconds["train"] = _train(bench, model, epochs, seed + 1_000_000, freeze_embedding=freeze)
+        row["metrics_after"] = timed_score(bench.validation)
         row["score_after"] = points(row["metrics_after"])
         if training_score:
-            row["training_score"] = points(_timed_score(bench, model, {"": bench.train}, where, row))
-
-
-def _timed_score(
-    bench: Bench, model: PreTrainedModel, splits: dict[str, EncodedRows], where: str, row: Row
-) -> dict[str, float]:
-    study = bench.study
-    study.stage(f"{where}: scoring")
-    started = time.perf_counter()
-    metrics = score(bench.data.task, model, bench.tokenizer, splits, study.accelerator)
-    row["seconds"]["evaluate"] += time.perf_counter() - started
-    return metrics
+            row["training_score"] = points(timed_score({"": bench.train}))
 
 
 def _classifier(bench: Bench, folder: Path, seed: int) -> PreTrainedModel:
-    """A checkpoint as a classifier; newly initialised parameters depend on the seed alone."""
+    """Load a checkpoint as a classifier; newly initialised parameters depend on the seed alone."""
     torch.manual_seed(seed)
     model = load_classifier(folder, bench.data.task.labels).model
     if model.config.pad_token_id is None:
@@ -392,17 +355,17 @@ def _classifier(bench: Bench, folder: Path, seed: int) -> PreTrainedModel:
     return model
 
 
-def _train(bench: Bench, model: PreTrainedModel, epochs: int, seed: int, settings: Settings) -> float:
-    study = bench.study
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    save_checkpoint(Loaded(model, missing=[], extra={}, lost=[]), folder)
+
+
+def _train(bench: Bench, model: PreTrainedModel, epochs: int, seed: int, freeze_embedding: bool) -> float:
+    study, settings = bench.study, replace(bench.settings, freeze_embedding=freeze_embedding)
     return train(model, bench.tokenizer, bench.train, epochs, seed, settings, study.accelerator, study.step)
 
 
-def _whole(model: PreTrainedModel) -> Loaded:
-    return Loaded(model, missing=[], extra={}, lost=[])
-
-
 def _sizes(sizes: ModelSizes, variant: Variant) -> Row:
-    """What a variant's embedding takes: as foreseen, where it is yet to be compressed."""
+    """Return what a variant's embedding takes, as foreseen where it is yet to be compressed."""
     table, recipe = sizes.table, variant.recipe
     row = {
         "params_dense": table.parameters,
@@ -423,5 +386,5 @@ def _sizes(sizes: ModelSizes, variant: Variant) -> Row:
 
 
 def weights_key(recipe: Recipe) -> tuple[str, float | None]:
-    """What of a recipe tells its row weights from others."""
+    """Return what tells the row weights of a recipe from those of others."""
     return recipe.weights or recipe.default_weights, recipe.weights_exponent

@@ -46,6 +46,7 @@ class Settings(Options):
 # What may differ between the tasks of one run; the rest belongs to the whole process.
 PER_TASK = ("baseline_epochs", "epochs", "learning_rate", "batch_size", "max_length", "warmup", "weight_decay", "limit")
 
+
 def parse_per_task(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Read the settings of single tasks from texts like ``cola:learning-rate=1e-4:epochs=4``."""
     result: dict[str, dict[str, Any]] = {}

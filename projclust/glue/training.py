@@ -45,7 +45,9 @@ def make_accelerator(settings: Settings, cpu: bool) -> Accelerator:
         raise ProjclustError(f"--mixed-precision {settings.mixed_precision} does not work here: {error}") from None
     parts = accelerator.gradient_accumulation_steps
     if parts != settings.gradient_accumulation:
-        raise ProjclustError(f"the launcher asks for {parts} steps of gradient accumulation: use --gradient-accumulation")
+        raise ProjclustError(
+            f"the launcher asks for {parts} steps of gradient accumulation: use --gradient-accumulation"
+        )
     return accelerator
 
 
@@ -134,7 +136,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 def logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: EncodedRows, accelerator: Accelerator
 ) -> Tensor:
-    """Return the outputs (rows, classes) in the model's own precision, on the CPU of every process, ordered as `rows`."""
+    """Compute outputs (rows, classes) in the model's own precision, on the CPU of every process, ordered as `rows`."""
     model = model.to(accelerator.device).eval()
     size = SCORING_BATCH - SCORING_BATCH % accelerator.num_processes or accelerator.num_processes
     loader = accelerator.prepare(data_loader(rows, SortedBatches(rows.lengths(), size), tokenizer))

@@ -1,4 +1,4 @@
-"""What several jobs need: a dense model, devices by name, other processes, and the versions behind a result."""
+"""What several jobs need: hooks, a dense model, devices by name, other processes, and the versions behind a result."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,15 +23,32 @@ from projclust.shapes import DenseShape
 
 
 @dataclass(frozen=True)
-class Dense:
-    """A dense model to compress.
+class Hooks:
+    """What a caller may watch; each job calls those it has something to tell.
 
     Attributes:
-        folder: where it was read from.
-        loaded: what the checkpoint holds.
-        name: the name of its input embedding.
-        table: (n, d) the embedding's weight.
+        stage: called with what begins.
+        warn: called with what the user should know.
+        step: called with (restart, step, cost) of a fit, or (step, steps, loss) of a training.
+        rows: called with how many rows of a table are coded, and how many there are.
+        cell: called with a measurement, how many are done, and how many there are.
+        upload: called when an upload begins, for which the Hub's client shows bars of its own.
     """
+
+    stage: Callable[[str], None] = lambda text: None
+    warn: Callable[[str], None] = lambda text: None
+    step: Callable[[int, int, float], None] = lambda first, second, value: None
+    rows: Callable[[int, int], None] = lambda done, total: None
+    cell: Callable[[dict[str, Any], int, int], None] = lambda row, done, total: None
+    upload: Callable[[], None] = lambda: None
+
+
+SILENT = Hooks()
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense model to compress: its folder and checkpoint, and its input embedding's name and weight (n, d)."""
 
     folder: Path
     loaded: Loaded
@@ -44,14 +62,7 @@ class Dense:
 
 
 def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str], None]) -> Dense:
-    """Load a dense checkpoint.
-
-    Args:
-        seed: of parameters that the checkpoint lacks.
-
-    Raises:
-        ProjclustError: there is none, it is compressed already, or it holds no weights for its embedding.
-    """
+    """Load a dense checkpoint; the seed decides the parameters that it lacks."""
     source = resolve_checkpoint(model, revision)
     stage(f"reading {model}")
     method = quantization_method(read_json(source / CONFIG))
@@ -67,11 +78,7 @@ def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is CUDA where there is any.
-
-    Raises:
-        OptionError: there is no such device here.
-    """
+    """Return the device that `--device` names; `auto` is CUDA where there is any."""
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError("`device` cuda: this torch sees no CUDA device; use cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -79,13 +86,7 @@ def choose_device(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that torchrun or `accelerate launch` started, or this one alone.
-
-    Attributes:
-        group: to share a fit among them; None for one process.
-        device: this process's.
-        is_main: whether this is the one that writes.
-    """
+    """The processes that share a fit, or this one alone without a group; only the main one writes."""
 
     group: "dist.ProcessGroup | None"
     device: torch.device
@@ -94,7 +95,7 @@ class Processes:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the other processes, if there are any, for computing on `device`."""
+    """Join the processes that torchrun or `accelerate launch` started, if there are any, to compute on `device`."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(None, device)
         return
@@ -106,6 +107,6 @@ def processes(device: torch.device) -> Iterator[Processes]:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """The versions of projclust, Python and the packages that bear on a result: those of every job, and `more`."""
+    """Return the versions of projclust, Python, the packages that bear on every job's result, and `more`."""
     packages = {name: version(name) for name in ("torch", "transformers", "safetensors", *more)}
     return {"projclust": projclust.__version__, "python": platform.python_version(), **packages}

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from projclust.clustering.fit import ClusteringOptions, fit_clustering
 from projclust.errors import ProjclustError
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.swap import dense_parts
-from projclust.jobs.common import Dense, Processes, choose_device, load_dense, processes, versions
+from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
 from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks
 from projclust.recipes.recipe import Recipe
@@ -35,46 +35,36 @@ from projclust.weights.rows import RowWeights
 PLOT_FILE = "projclust_fit.png"
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller may watch: what begins, each step of the fit, rows that were coded, what the user should know, and
-    that an upload begins, for which the Hub client shows bars of its own.
-    """
-
-    stage: Callable[[str], None] = lambda text: None
-    step: Callable[[int, int, float], None] = lambda restart, step, cost: None
-    rows: Callable[[int, int], None] = lambda done, total: None
-    warn: Callable[[str], None] = lambda text: None
-    upload: Callable[[], None] = lambda: None
-
-
-def compress_checkpoint(options: CompressOptions, hooks: Hooks | None = None) -> dict[str, Any]:
+def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> dict[str, Any]:
     """Compress a checkpoint and write the result's folder.
 
     Under torchrun or `accelerate launch` all processes call this, share the fit, and the first one writes.
 
     Returns:
         the report, as in projclust_report.json, and "pushed_to", the address of the repository or None. With `dry_run`
-        nothing is fitted or written, what only a fit can tell is None, and of adaptive ranks the sizes are the most
-        that they can come to. In processes other than the first what is known only once it is written is as foreseen.
+        nothing is fitted or written, what only a fit can tell is None, and the sizes of adaptive ranks are upper
+        bounds. Processes other than the first return foreseen sizes instead of those that were written.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind, but for the finished
-            folder when only the push failed.
-        ServiceError: the same, of the Hub and the network.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend; nothing is left behind, except for the
+            finished folder when only the push failed.
+        ServiceError: the Hub or the network failed; the same holds.
     """
     started = time.perf_counter()
     options.check_folder()
     if options.push_to_hub is not None and not options.dry_run:
         check_can_push(options.push_to_hub)
     with processes(choose_device(options.device)) as team:
-        return _compress(options, hooks or Hooks(), team, started)
+        return _compress(options, hooks, team, started)
 
 
 def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: float) -> dict[str, Any]:
     dense = load_dense(options.model, options.revision, options.recipe.seed, hooks.stage)
-    _warn_of_tensors(dense, hooks.warn)
-    table = dense.table
+    lost, missing, table = dense.loaded.lost, dense.loaded.missing, dense.table
+    if lost:
+        hooks.warn(f"{len(lost)} tensors are no part of the model and are left out: {lost[0]}, ...")
+    if missing:
+        hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     recipe = options.recipe.settled(dense.shape)
     weights = choose_weights(
         options.recipe, lambda: load_tokenizer(dense.folder), len(table), stage=hooks.stage, warn=hooks.warn
@@ -115,16 +105,8 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     return report | {"pushed_to": _pushed_to(options, hooks)}
 
 
-def _warn_of_tensors(dense: Dense, warn: Callable[[str], None]) -> None:
-    lost, missing = dense.loaded.lost, dense.loaded.missing
-    if lost:
-        warn(f"{len(lost)} tensors are no part of the model and are left out: {lost[0]}, ...")
-    if missing:
-        warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
-
-
 def _to_repeat(options: CompressOptions, recipe: Recipe, weights: RowWeights) -> CompressOptions:
-    """The options that make the same folder again, which is no reason to publish it again."""
+    """Return the options that make the same folder again, without publishing it again."""
     own = options.recipe
     resolved = replace(own, k=recipe.k, codes=recipe.codes, weights=weights.name)
     return replace(options, recipe=resolved, output=str(options.folder), push_to_hub=None, private=False)
@@ -138,7 +120,7 @@ def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
 
 
 def _foreseen(options: CompressOptions, recipe: Recipe, dense: Dense, weights: RowWeights) -> dict[str, Any]:
-    """The report as far as it is known before the fit; bytes stored are foreseen here and measured once written."""
+    """Return the report as far as it is known before the fit; stored bytes are foreseen here, measured once written."""
     table, source = dense.shape, stored_tensors(dense.folder)
     size = recipe.stored_bytes(table)
     factored = None if recipe.is_auto else shape_of(recipe, table)
@@ -179,7 +161,7 @@ def _foreseen(options: CompressOptions, recipe: Recipe, dense: Dense, weights: R
 
 
 def _fitted(compression: Compression) -> dict[str, Any]:
-    """What the fit adds to the report."""
+    """Return what the fit adds to the report."""
     config, fitted = compression.config, compression.fitted
     report: dict[str, Any] = {
         "k": config.n_clusters,
@@ -190,16 +172,15 @@ def _fitted(compression: Compression) -> dict[str, Any]:
         "relative_error": compression.errors.plain,
         "weighted_relative_error": compression.errors.weighted,
     }
-    if fitted.clustering is not None:
-        clustering = fitted.clustering
+    clustering, coded = fitted.clustering, fitted.coded
+    if clustering is not None:
         report |= {
             "ranks": clustering.ranks,
             "cluster_sizes": torch.bincount(clustering.labels, minlength=config.n_clusters).tolist(),
             "iterations": len(clustering.cost_history),
             "cost_history": clustering.cost_history,
         }
-    if fitted.coded is not None:
-        coded = fitted.coded
+    if coded is not None:
         report |= {
             "ranks": coded.ranks,
             "cluster_sizes": torch.bincount(coded.classes, minlength=coded.shape.classes).tolist(),
@@ -209,7 +190,7 @@ def _fitted(compression: Compression) -> dict[str, Any]:
 
 
 def _written(folder: Path, dense: Dense) -> dict[str, Any]:
-    """The sizes of what was written."""
+    """Return the sizes of what was written."""
     tensors = stored_tensors(folder)
     embedding = embedding_tensors(tensors, dense.name)
     size = sum(tensor.bytes for tensor in embedding.values())
@@ -224,7 +205,7 @@ def _written(folder: Path, dense: Dense) -> dict[str, Any]:
 def _same_size_svd(
     compression: Compression, svd_errors: list[float], table: Tensor, weights: Tensor | None
 ) -> dict[str, Any]:
-    """SVD in as many parameters, or where coefficients are coded in as many bytes of int8 or int4 codes."""
+    """Return an SVD with as many parameters or, where coefficients are coded, as many bytes of int8 or int4 codes."""
     fitted, shape = compression.fitted, compression.fitted.problem.shape
     codes = str(fitted.recipe.codes or shape.dtype)
     if codes in FLOAT_BYTES:
@@ -245,7 +226,7 @@ def _plot(path: Path, report: dict[str, Any], compression: Compression, svd_erro
     if clustering is None:
         plot_codes(path, report)
         return
-    # With another loss the spectra are those of reweighted rows, which is no error of the table.
+    # With another loss the spectra belong to reweighted rows and tell no error of the table.
     errors = _error_by_rank(clustering.spectra) if compression.fitted.recipe.loss == Loss.L2 else None
     plot_fit(path, report, errors, svd_errors)
 
@@ -263,14 +244,14 @@ def _pushed_to(options: CompressOptions, hooks: Hooks) -> str | None:
 
 
 def _error_by_rank(spectra: Tensor) -> list[float]:
-    """Relative squared error at every rank from 0 to d, from the eigenvalues of the groups' scatter matrices."""
+    """Return the relative squared error at every rank from 0 to d, from eigenvalues of the groups' scatter matrices."""
     total = spectra.sum(0) if spectra.dim() == 2 else spectra  # (d,)
     tails = torch.cat([total.flip(0).cumsum(0).flip(0), total.new_zeros(1)])
     return (tails / tails[0].clamp(min=1e-300)).tolist()
 
 
 def _peak_memory(device: torch.device) -> int | None:
-    """Peak bytes on the GPU, or of this process; None where the system does not tell."""
+    """Return the peak of bytes on the GPU or in this process; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":

@@ -14,13 +14,10 @@ from projclust.jobs.options import ExpandOptions
 
 
 def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
-    """Write the dense twin of a compressed checkpoint.
-
-    Returns:
-        "path", "output", and the bytes of all weights before and after.
+    """Write the dense twin of a compressed checkpoint, and return the paths and the bytes of all weights of both.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend; nothing is left behind.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend; nothing is left behind.
     """
     output = Path(options.output)
     options.check_folder()

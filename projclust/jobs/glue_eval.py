@@ -4,14 +4,14 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from projclust.checkpoints.folder import cannot_write, locked, write_options
+from projclust.checkpoints.folder import cannot_write, locked, made, write_options
 from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.source import CONFIG, local_folder, read_json, resolve_checkpoint
 from projclust.errors import OptionError, ProjclustError
@@ -22,13 +22,14 @@ from projclust.glue.store import CellStore, Row, identity_hash
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.training import make_accelerator
 from projclust.glue.variants import BEST, COMPRESSED, Variant, parse_variant, parse_variants
-from projclust.jobs.common import choose_device, versions
+from projclust.jobs.common import SILENT, Hooks, choose_device, versions
 from projclust.jobs.inspect import inspect_checkpoint
 from projclust.jobs.options import GlueEvalOptions
+from projclust.jobs.report import Reported
 from projclust.report.write import write_report
 from projclust.results.rows import Row as ResultRow
 from projclust.results.rows import parse_row
-from projclust.results.summary import Summary, summary_json
+from projclust.results.summary import Summary
 from projclust.shapes import DenseShape
 from projclust.weights.choose import choose_weights
 from projclust.weights.rows import RowWeights
@@ -43,39 +44,7 @@ _COUNTED_FROM_PADDING = {
 _HALF = {"F16": "float16", "BF16": "bfloat16"}
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller may watch: what begins, each cell that is done, training steps, and what the user should know."""
-
-    stage: Callable[[str], None] = field(default=lambda text: None)
-    cell: Callable[[Row, int, int], None] = field(default=lambda row, done, total: None)
-    step: Callable[[int, int, float], None] = field(default=lambda step, steps, loss: None)
-    warn: Callable[[str], None] = field(default=lambda text: None)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What was done.
-
-    Attributes:
-        output: the folder of results.
-        measured: how many cells were measured now.
-        summaries: what the report says.
-        card: the compressed checkpoint that was measured, whose model card may have the results.
-    """
-
-    output: str
-    measured: int
-    summaries: list[Summary]
-    card: str | None
-
-    def as_json(self) -> dict[str, Any]:
-        """One object: "output", "measured" and "groups" (see `summary_json`)."""
-        groups = [summary_json(summary) for summary in self.summaries]
-        return {"output": self.output, "measured": self.measured, "groups": groups}
-
-
-def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Evaluated:
+def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reported:
     """Measure what is missing of tasks x variants x seeds, and write the report on everything measured so far.
 
     Finished cells are kept in the output folder, under a hash of all their settings; an interrupted run goes on where
@@ -85,13 +54,12 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Ev
         what was measured and reported; the same on every process, but for the summaries, which only the first has.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend; finished cells are kept.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend; finished cells are kept.
     """
-    hooks = hooks or Hooks()
     settings = replace(options.settings, epochs=Settings.epochs if options.epochs is None else options.epochs)
     per_task = parse_per_task(options.per_task)
     for task in per_task:
-        settings_for(task, settings, per_task)  # refuses impossible ones before any work
+        settings_for(task, settings, per_task)  # refuses impossible settings before any work
     accelerator = make_accelerator(settings, cpu=choose_device(options.device).type == "cpu")
 
     hooks.stage(f"reading {options.model}")
@@ -125,13 +93,13 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks | None = None) -> Ev
 
 def _run(
     study: Study, tasks: tuple[str, ...], variants: tuple[Variant, ...], options: GlueEvalOptions, hooks: Hooks
-) -> Evaluated:
+) -> Reported:
     store, seeds = CellStore(study.output / CELLS), options.seeds
     glue_dir = options.glue_dir or os.environ.get("PROJCLUST_GLUE_DIR")
     is_main = study.accelerator.is_main_process
-    with_best = any(variant.name == BEST for variant in variants)
     measurable = [variant for variant in variants if variant.name != BEST]
-    data_sha256: dict[str, str] = {}  # of the tasks read so far
+    with_best = len(measurable) < len(variants)
+    data_sha256: dict[str, str] = {}  # for the tasks that were read so far
     rows: list[Row] = []
     summaries: list[Summary] = []
     measured = 0
@@ -141,12 +109,18 @@ def _run(
         data_sha256[task] = data.sha256
         bench = None
         for variant in measurable:
-            cell = _Cell(task, variant, seed, with_best and variant.recipe is not None)
-            row = cell.finished(study, store, data.sha256)
+            training_score = with_best and variant.recipe is not None
+            # A measurement with a score on the training rows serves where none is asked for.
+            hashes = [
+                study.identity(task, data.sha256, variant, seed, scored)
+                for scored in ((True,) if training_score else (True, False))
+            ]
+            paths = [store.path(task, variant.label, seed, settings_hash) for settings_hash in hashes]
+            row = next(filter(None, map(store.read, paths)), None)
             study.accelerator.wait_for_everyone()  # all have looked before the first one writes
             if row is None:
                 bench = bench or prepare(study, data)
-                row = measure(bench, variant, seed, cell.training_score)
+                row = measure(bench, variant, seed, training_score)
                 measured += 1
                 if is_main:
                     store.write(row)
@@ -161,32 +135,13 @@ def _run(
     if left_out and is_main:
         hooks.warn(f"{left_out} cells in {study.output} were measured with other settings and are left out here")
     card = study.model if study.protocol == AS_IS and local_folder(study.model) is not None else None
-    return Evaluated(str(study.output), measured, summaries, card)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One measurement to make, unless it is made already."""
-
-    task: str
-    variant: Variant
-    seed: int
-    training_score: bool
-
-    def finished(self, study: Study, store: CellStore, data_sha256: str) -> Row | None:
-        """The measurement, if it is there; one with a score on the training rows serves where none is asked for."""
-        for scored in (True,) if self.training_score else (True, False):
-            identity = study.identity(self.task, data_sha256, self.variant, self.seed, scored)
-            row = store.read(store.path(self.task, self.variant.label, self.seed, identity))
-            if row is not None:
-                return row
-        return None
+    return Reported(str(study.output), summaries, card, measured)
 
 
 def _reported(
     study: Study, store: CellStore, rows: list[Row], with_best: bool, data_sha256: dict[str, str]
 ) -> list[ResultRow]:
-    """These rows, and what earlier runs measured with the same settings: other tasks, variants and seeds."""
+    """Add to these rows what earlier runs measured with the same settings: other tasks, variants and seeds."""
     found = {(row["task"], row["label"], row["seed"]): row for row in rows}
     data_sha256 = dict(data_sha256)
     for row in store.all():
@@ -200,35 +155,28 @@ def _reported(
 
 
 def _is_current(study: Study, row: Row, data_sha256: str) -> bool:
-    """Whether measuring the row's task, variant and seed now would be the same experiment."""
-    try:
-        if row["variant"] == COMPRESSED:
-            variant = Variant(COMPRESSED)
-        else:
+    """Tell whether measuring the row's task, variant and seed now would be the same experiment."""
+    variant = Variant(COMPRESSED)
+    if row["variant"] != COMPRESSED:
+        try:
             variant = parse_variant(row["variant"], study.fit, study.sizes.table)
-    except ProjclustError:
-        return False
+        except ProjclustError:
+            return False
     # With and without a score on the training rows it is the same measurement.
     scored = (False, True)
     return row["settings_hash"] in [study.identity(row["task"], data_sha256, variant, row["seed"], s) for s in scored]
 
 
 def _best(rows: list[ResultRow]) -> list[ResultRow]:
-    """For each task and seed the compressed variant with the best score on the training rows."""
+    """Find for each task and seed the compressed variant with the best score on the training rows."""
     best: dict[tuple[str, int], ResultRow] = {}
-    for row in rows:
-        if row.training_score is None:
-            continue
-        known = best.get((row.task, row.seed))
-        if known is None or known.training_score is None or row.training_score > known.training_score:
-            best[row.task, row.seed] = row
+    scored = [row for row in rows if row.training_score is not None]
+    for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
+        best.setdefault((row.task, row.seed), row)
+    label = Variant(BEST).label
     return [
         replace(
-            row,
-            variant=BEST,
-            label=Variant(BEST).label,
-            chosen=row.label,
-            settings_hash=identity_hash({"best": row.settings_hash}),
+            row, variant=BEST, label=label, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash})
         )
         for row in best.values()
     ]
@@ -237,7 +185,7 @@ def _best(rows: list[ResultRow]) -> list[ResultRow]:
 def _weights(
     variants: tuple[Variant, ...], checkpoint: Path, n_rows: int, hooks: Hooks
 ) -> dict[tuple[str, float | None], RowWeights]:
-    """The row weights that the variants need, each made once."""
+    """Make the row weights that the variants need, each once."""
     found: dict[tuple[str, float | None], RowWeights] = {}
     for recipe in [variant.recipe for variant in variants if variant.recipe is not None]:
         if weights_key(recipe) not in found:
@@ -248,7 +196,7 @@ def _weights(
 
 
 def _sizes(checkpoint: Path) -> ModelSizes:
-    """What a checkpoint and its embedding take, dense and as stored."""
+    """Find what a checkpoint and its embedding take, dense and as stored."""
     found = inspect_checkpoint(str(checkpoint))
     stored = found["bytes_stored"]
     dtype = next(part["dtype"] for name, part in found["parts"].items() if name.endswith("weight"))
@@ -267,7 +215,7 @@ def _sizes(checkpoint: Path) -> ModelSizes:
 
 
 def _positions(config: dict[str, Any]) -> int | None:
-    """The longest input a model takes, where its config tells."""
+    """Find the longest input that a model takes, where its config tells."""
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
         positions -= (config.get("pad_token_id") or 0) + 1
@@ -290,12 +238,7 @@ def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple
 
 @contextlib.contextmanager
 def _working_folder(output: Path, checkpoint: Path, is_main: bool) -> Iterator[None]:
-    """The output folder, made if need be and kept from other runs until this one ends.
-
-    Raises:
-        ProjclustError: it is the model's own, holds what glue-eval did not write, cannot be written, or another run
-            has it.
-    """
+    """Make the output folder and keep it from other runs until this one ends; refuse one that is not glue-eval's."""
     if not is_main:
         yield
         return
@@ -306,10 +249,9 @@ def _working_folder(output: Path, checkpoint: Path, is_main: bool) -> Iterator[N
             raise ProjclustError(f"the output {output} is in the model's own folder: choose another --output")
         if output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
             raise ProjclustError(f"{output} was not written by projclust glue-eval: choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
-        with locked(output):
+        with made(output), locked(output):
             (output / CELLS).mkdir(exist_ok=True)
-            shutil.rmtree(output / SCRATCH, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(output / SCRATCH, ignore_errors=True)  # left by a run that was killed
             yield
     except (OSError, SafetensorError) as error:
         raise cannot_write(output, error) from error

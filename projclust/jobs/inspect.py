@@ -1,4 +1,4 @@
-"""The job behind `projclust inspect`: what a checkpoint holds, from its headers, and of coded tables the class ids."""
+"""The job behind `projclust inspect`: what a checkpoint holds, from its headers and the class ids of coded tables."""
 
 import math
 from operator import mul
@@ -30,10 +30,10 @@ from projclust.shapes import CodedShape, FactoredShape
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]:
-    """Shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded.
+    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded.
 
     Raises:
-        ProjclustError: it is not a checkpoint projclust can read.
+        ProjclustError: it is not a checkpoint that projclust can read.
     """
     folder = resolve_checkpoint(path, revision)
     config = read_json(folder / CONFIG)
@@ -54,7 +54,6 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         wanted = shape.stored["weight"]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
-    total = sum(tensor.bytes for tensor in tensors.values())
     stored = sum(tensor.bytes for tensor in embedding.values())
     parts = {key: {"shape": list(t.shape), "dtype": t.dtype, "bytes": t.bytes} for key, t in sorted(embedding.items())}
     result = {
@@ -66,22 +65,21 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         "d": d,
         "bytes_stored": stored,
         "bits_per_weight": 8 * stored / (n * d),
-        "model_bytes_stored": total,
+        "model_bytes_stored": sum(tensor.bytes for tensor in tensors.values()),
         "parts": parts,
     }
-    if method == "projclust":
-        if isinstance(shape, CodedShape):
-            result |= _coding(folder, embedding, shape)
-            result |= _compression(folder, settings, str(settings.codes)) | {"ranks": result["ranks"]}
-        else:
-            factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
-            result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
-            result |= _compression(folder, settings, weight.dtype)
+    if method == "projclust" and isinstance(shape, CodedShape):
+        coding = _coding(folder, embedding, shape)
+        result |= coding | _compression(folder, settings, str(settings.codes)) | {"ranks": coding["ranks"]}
+    elif method == "projclust":
+        factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
+        result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
+        result |= _compression(folder, settings, weight.dtype)
     return result
 
 
 def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape) -> dict[str, Any]:
-    """What a coded table's classes hold, from its class ids and kinds of codes: the only tensors that are read."""
+    """Return what a coded table's classes hold; only its class ids and kinds of codes are read."""
     stored = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
@@ -96,11 +94,9 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from None
     rows = torch.bincount(classes, minlength=shape.classes).tolist()
     ranks = [len(layout.coded) for layout in layouts]
-    numbers = (
-        sum(map(mul, rows, ranks)) + shape.decoders * shape.rank * shape.d + shape.affine * shape.classes * shape.d
-    )
+    vectors = shape.decoders * shape.rank + shape.affine * shape.classes
     return {
-        "params_stored": numbers,
+        "params_stored": sum(map(mul, rows, ranks)) + vectors * shape.d,
         "decoders": shape.decoders,
         "cluster_sizes": rows,
         "ranks": ranks,
@@ -109,7 +105,7 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
 
 
 def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
-    """Name and shape of the model's input embedding, from the model built without data."""
+    """Find name and shape of the model's input embedding, from the model built without data."""
     kind = model_class(config)
     try:
         settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -122,7 +118,7 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, FactoredShape | CodedShape]:
-    """What config.json says of the compression."""
+    """Read what config.json says of the compression."""
     settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
     if settings.version not in FORMAT_VERSIONS:
         raise CheckpointError(f"{folder} has projclust format {settings.version!r}: upgrade projclust")
@@ -146,10 +142,7 @@ def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[st
         "codes": codes,
         "seed": settings.seed,
         "format_version": settings.version,
-        "relative_error": None,
-        "weighted_relative_error": None,
-        "model": None,
-        "versions": None,
+        **dict.fromkeys(("relative_error", "weighted_relative_error", "model", "versions")),
     }
     # Written by `projclust compress`, not by save_pretrained: a fine-tuned copy has none, and its error is unknown.
     if (folder / REPORT_FILE).is_file():

@@ -27,7 +27,7 @@ def _check_repo(repo: str) -> None:
 
 
 def default_output(model: str, suffix: str) -> str:
-    """The folder that is written where none is named: the model's name, as the user gave it, and a suffix."""
+    """Return the folder that is written where none is named: the model's name, as the user gave it, and a suffix."""
     folder = local_folder(model)
     return f"{Path(model if folder is None else os.path.abspath(folder)).name}-{suffix}"
 
@@ -47,7 +47,7 @@ class CompressOptions(Options):
     revision: str | None = option(None, _REVISION)
 
     def check(self) -> None:
-        """Refuse what no checkpoint can be made with; see `Options.check`."""
+        """Refuse options that no checkpoint can be made with."""
         self.recipe.require_target()
         if not self.recipe.is_stored:
             raise OptionError(f"`method` {self.recipe.method} is a baseline of plan and glue-eval: it is not stored")
@@ -85,7 +85,7 @@ class GlueEvalOptions(Options):
     )
     variants: str | None = option(
         None,
-        "Some of dense, svd, random, projective, best, int8, int4, int3, int2, nf4, pq, also with own options: "
+        "Compare some of dense, svd, random, projective, best, int8, int4, int3, int2, nf4, pq, also with own options: "
         "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
     )
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
@@ -96,7 +96,7 @@ class GlueEvalOptions(Options):
         Settings,
         "epochs",
         default=None,
-        help="The epochs of training after the compression (2; 3 with --protocol pretrained).",
+        help="Train so many epochs after the compression (2; 3 with --protocol pretrained).",
     )
     settings: Settings = nested(Settings(), without=("epochs",))
     per_task: tuple[str, ...] = option(
@@ -108,7 +108,7 @@ class GlueEvalOptions(Options):
     revision: str | None = option(None, _REVISION)
 
     def check(self) -> None:
-        """Refuse tasks, seeds and settings that cannot be; see `Options.check`."""
+        """Refuse tasks, seeds and settings that cannot be."""
         parse_tasks(self.tasks)
         parse_per_task(self.per_task)
         if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**31:
@@ -116,7 +116,7 @@ class GlueEvalOptions(Options):
 
     @classmethod
     def flags_win(cls, values: dict[str, Any], on_line: set[str]) -> dict[str, Any]:
-        """A flag that is set for all tasks replaces what a file sets for one; see `Options`."""
+        """Let a flag, which is set for all tasks, replace what a file sets for one."""
         if "per_task" not in on_line:
             values["per_task"] = without_settings(tuple(values["per_task"] or ()), set(PER_TASK) & on_line)
         return values
@@ -157,7 +157,7 @@ class PlanOptions(Options):
     revision: str | None = option(None, _REVISION)
 
     def check(self) -> None:
-        """Refuse a plan without sizes, or for weights that are none; see `Options.check`."""
+        """Refuse a plan without sizes, or with weights that are none."""
         if not self.bits and self.size is None:
             raise OptionError("give `bits` or `size`: there is no size to look at")
         if self.size is not None:
@@ -207,7 +207,7 @@ class PushOptions(Options):
     dry_run: bool = option(False, "List the files; push nothing.")
 
     def check(self) -> None:
-        """Refuse what names no repository; see `Options.check`."""
+        """Refuse a name that no repository can have."""
         _check_repo(self.repo)
 
 

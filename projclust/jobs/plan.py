@@ -1,10 +1,10 @@
-"""The job behind `projclust plan`: what sizes of the embedding are to be had, and what each costs."""
+"""The job behind `projclust plan`: which sizes the embedding can have, and what each costs."""
 
 import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from projclust.errors import ProjclustError
 from projclust.hf.probe import probe
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
-from projclust.jobs.common import choose_device, load_dense, versions
+from projclust.jobs.common import SILENT, Hooks, choose_device, load_dense, versions
 from projclust.jobs.options import DEFAULT_BITS, PlanOptions
 from projclust.options import Codes, Sensitivity
 from projclust.recipes.problem import Estimate, Problem
@@ -29,20 +29,12 @@ from projclust.weights.rows import RowWeights
 PLAN_FILE, PLOT_FILE = "projclust_plan.json", "projclust_plan.png"
 # What a pick must keep where no size was asked for.
 GOOD_COSINE, GOOD_ERROR = 0.95, 0.25
-# The paper's, for comparison: 40% of the parameters off.
+# The paper takes 40% of the parameters off, which is shown for comparison.
 _PAPER_RATIO = 0.4
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What a caller may watch: what begins, and what the user should know."""
-
-    stage: Callable[[str], None] = lambda text: None
-    warn: Callable[[str], None] = lambda text: None
-
-
-def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[str, Any]:
-    """What sizes of a model's embedding are to be had, by our recipes and by known ones, and what each costs.
+def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> dict[str, Any]:
+    """Find which sizes a model's embedding can have, by our recipes and by known ones, and what each costs.
 
     Nothing is written unless `output` names a folder.
 
@@ -50,9 +42,8 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
         "rows", by falling size, and "pick"; each row's "predicted" says whether its errors are estimates.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend.
     """
-    hooks = hooks or Hooks()
     started = time.perf_counter()
     options.check_folder()
     device = choose_device(options.device)
@@ -62,7 +53,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks | None = None) -> dict[st
     sizes = _sizes(options, shape)
     shared = replace(options.recipe, codes=Codes.AUTO)
     weights = choose_weights(shared, lambda: load_tokenizer(dense.folder), shape.n, stage=hooks.stage, warn=hooks.warn)
-    # It is for the outputs, which only a probe shows; it makes more of the table's own error.
+    # Sensitivity helps the outputs, which only a probe shows, and increases the table's own error.
     by_model = options.sensitivity or (Sensitivity.MODEL if options.probe else Sensitivity.NONE)
     sensitivity = None
     if by_model == Sensitivity.MODEL:
@@ -121,27 +112,22 @@ def _row(estimate: Estimate, shape: DenseShape, fidelity: dict[str, float | None
 
 
 def _sizes(options: PlanOptions, shape: DenseShape) -> list[int]:
-    """Bytes to look at, falling.
-
-    Raises:
-        ProjclustError: one of those that were asked for is too small for a table, or larger than one.
-    """
+    """Return the bytes to look at, the most first; sizes that were asked for and cannot be are refused."""
     sizes = {shape.bytes_for_bits(bits) for bits in options.bits}
     asked = [] if options.bits == DEFAULT_BITS else sorted(sizes)
     if options.size is not None:
-        sizes.add(parse_size(options.size))
         asked.append(parse_size(options.size))
     for size in asked:
         check_budget(size, shape.n, shape.d)
-    return sorted((size for size in sizes if size >= least_bytes(shape.n, shape.d)), reverse=True)
+    return sorted((size for size in sizes.union(asked) if size >= least_bytes(shape.n, shape.d)), reverse=True)
 
 
 def _estimates(
     options: PlanOptions, problem: Problem, sizes: list[int], stage: Callable[[str], None], notes: list[str]
 ) -> Iterator[Estimate]:
-    """Our codes and the baselines of free size at every size in bytes, the others at their own.
+    """Estimate our codes and the baselines of free size at every size in bytes, and the others at their own.
 
-    What is left out, and why, is added to the notes.
+    The notes get what is left out, and why.
     """
     seed, at_sizes = options.seed, [str(size) for size in sizes]
     groups: dict[str, list[Recipe]] = {
@@ -152,10 +138,7 @@ def _estimates(
         "pq": [Recipe(method="pq", size=size, seed=seed) for size in at_sizes],
     }
     for name, recipes in groups.items():
-        if name == "auto":
-            stage("fitting codes" if options.exact else "predicting codes")
-        else:
-            stage(f"measuring {name}")
+        stage(f"measuring {name}" if name != "auto" else "fitting codes" if options.exact else "predicting codes")
         try:
             settled = _settled(recipes, problem.shape)
             yield from _exact(settled, problem) if options.exact else settled[0].estimate(problem, settled[1:])
@@ -166,7 +149,7 @@ def _estimates(
 
 
 def _settled(recipes: list[Recipe], shape: DenseShape) -> list[Recipe]:
-    """The recipes for a table of this shape, without those whose size is too small for them, each size once."""
+    """Settle recipes for a table of this shape, each size once, and drop those whose size is too small for them."""
     found: dict[tuple[str, int], Recipe] = {}
     error = None
     for recipe in recipes:
@@ -184,22 +167,20 @@ def _exact(recipes: list[Recipe], problem: Problem) -> Iterator[Estimate]:
     for recipe in recipes:
         started = time.perf_counter()
         fitted = recipe.fit_to(problem)
-        errors = fitted.errors
         name = "auto" if recipe.is_auto else recipe.method
         if recipe.is_stored and not recipe.is_auto:
             name = f"{recipe.method}-{recipe.codes or problem.shape.dtype}"
-        took = time.perf_counter() - started
-        yield Estimate(name, fitted.bytes, errors, False, fitted.rows, seconds=took)
+        # The arguments are evaluated in order, so that the time includes that of the errors.
+        yield Estimate(name, fitted.bytes, fitted.errors, False, fitted.rows, seconds=time.perf_counter() - started)
 
 
 def _pick(
     rows: list[dict[str, Any]], options: PlanOptions, weights: RowWeights, sizes: list[int], shape: DenseShape
 ) -> dict[str, Any] | None:
-    """The command for the size that was asked for, or else for the smallest that is still good."""
+    """Return the command for the size that was asked for, or else for the smallest that is still good."""
     ours = [row for row in rows if row["recipe"] == "auto"]
     if not ours:
         return None
-    asked: list[str] = []
     target = None
     if options.size is not None:
         asked, target = ["--size", options.size], parse_size(options.size)
@@ -208,21 +189,23 @@ def _pick(
     if target is not None:
         row, rule = next(row for row in ours if row["bytes"] <= target), "the size that was asked for"
     else:
-        what = f"cosine of at least {GOOD_COSINE:g}" if options.probe else f"weighted error of at most {GOOD_ERROR:g}"
-        good = [row for row in ours if _is_good(row, options.probe)]
+        if options.probe:
+            what, good = f"cosine of at least {GOOD_COSINE:g}", [row for row in ours if row["cosine"] >= GOOD_COSINE]
+        else:
+            what = f"weighted error of at most {GOOD_ERROR:g}"
+            good = [row for row in ours if row["weighted_relative_error"] <= GOOD_ERROR]
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
         budget = sizes[ours.index(row)]
         asked = ["--bits", short_number(next(bits for bits in options.bits if shape.bytes_for_bits(bits) == budget))]
-    more = [] if options.weights is None and weights.name != UNIFORM else ["--weights", weights.name]
-    exponent = options.weights_exponent
-    more += [] if exponent is None else ["--weights-exponent", short_number(exponent)]
-    more += [] if options.sensitivity is None else ["--sensitivity", str(options.sensitivity)]
-    more += [] if options.seed == 0 else ["--seed", str(options.seed)]
-    more += [] if options.revision is None else ["--revision", options.revision]
+    exponent, sensitivity = options.weights_exponent, options.sensitivity
+    more = {
+        "--weights": None if options.weights is None and weights.name != UNIFORM else weights.name,
+        "--weights-exponent": None if exponent is None else short_number(exponent),
+        "--sensitivity": None if sensitivity is None else str(sensitivity),
+        "--seed": str(options.seed) if options.seed != 0 else None,
+        "--revision": options.revision,
+    }
+    flags = [word for flag, value in more.items() if value is not None for word in (flag, value)]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
-    command = shlex.join(["projclust", "compress", model, *asked, *more])
+    command = shlex.join(["projclust", "compress", model, *asked, *flags])
     return {"command": command, "rule": rule, "bytes": row["bytes"], "bits_per_weight": row["bits_per_weight"]}
-
-
-def _is_good(row: dict[str, Any], probed: bool) -> bool:
-    return bool(row["cosine"] >= GOOD_COSINE if probed else row["weighted_relative_error"] <= GOOD_ERROR)

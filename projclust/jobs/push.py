@@ -16,12 +16,11 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
     """Make a repository hold what a checkpoint's folder holds.
 
     Returns:
-        "path", "repo", "url", "private", "files" as {"path", "bytes"}, "bytes" of all, "commit" and whether this push
-        made it ("changed"), "dry_run". With `dry_run` nothing is asked of the Hub, and the two about the commit are
-        None.
+        what was pushed: "files" as {"path", "bytes"}, the "bytes" of all, the "commit" and whether this push made it
+        ("changed"). With `dry_run` nothing is asked of the Hub, and the two about the commit are None.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend; the repository is as it was.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend; the repository is as it was.
         ServiceError: the Hub or the network failed; the repository is as it was.
     """
     url = repo_url(options.repo)
@@ -56,11 +55,7 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
 
 
 def _folder(path: str) -> Path:
-    """The folder to push.
-
-    Raises:
-        ProjclustError: there is none, or it is no checkpoint of projclust's.
-    """
+    """Find the folder to push, and refuse one that projclust did not write."""
     folder = local_folder(path)
     if folder is None:
         raise ProjclustError(f"there is no folder {path}: PATH is a local folder that projclust wrote")

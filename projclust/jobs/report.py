@@ -1,13 +1,11 @@
 """The job behind `projclust report`: results.json files in, a report out."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from projclust.checkpoints.card import CARD_FILE, Measurement, measured_card
-from projclust.checkpoints.folder import locked
+from projclust.checkpoints.folder import locked, made
 from projclust.checkpoints.save import fingerprint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json
 from projclust.errors import ProjclustError
@@ -20,23 +18,30 @@ from projclust.results.summary import AFTER, Summary, summarize, summary_json
 
 @dataclass(frozen=True)
 class Reported:
-    """What was written: the report's folder, what is in it, and the model card that was rewritten, if any."""
+    """A report in the folder `output`.
+
+    Attributes:
+        summaries: what the report says.
+        card: the model card that was rewritten; for glue-eval the compressed folder whose card may have the results.
+        measured: how many cells glue-eval measured now.
+    """
 
     output: str
     summaries: list[Summary]
     card: str | None
+    measured: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """One object: "output", "groups" (see `summary_json`) and "card"."""
-        groups = [summary_json(summary) for summary in self.summaries]
-        return {"output": self.output, "groups": groups, "card": self.card}
+        """Return "output", "groups" (see `summary_json`), and "card", or for glue-eval "measured"."""
+        own = {"card": self.card} if self.measured is None else {"measured": self.measured}
+        return {"output": self.output, **own, "groups": [summary_json(summary) for summary in self.summaries]}
 
 
 def report_results(options: ReportOptions) -> Reported:
     """Merge the results in some folders and write the report on them.
 
     Raises:
-        ProjclustError: for every mistake and obstacle a user can mend.
+        ProjclustError: a user's mistake, or an obstacle that a user can mend.
     """
     if options.output is None and len(options.folders) > 1:
         raise ProjclustError("several DIRs make one report: say with --output where to write it")
@@ -45,12 +50,16 @@ def report_results(options: ReportOptions) -> Reported:
         for folder in options.folders:
             if not Path(folder).is_dir():
                 raise ProjclustError(f"there is no folder {folder}: DIR is one that `projclust glue-eval` wrote")
-        with _alone_in(output):
+        parent = output.absolute().parent
+        if output.exists() and not output.is_dir():
+            raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
+        if not parent.is_dir():
+            raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
+        # Locked, for newer results of a running glue-eval must not be replaced by those that are read here.
+        with made(output), locked(output):
             rows = [row for folder in options.folders for row in read_results(Path(folder) / RESULTS_FILE)]
-            summaries = summarize(rows)
             _check_output(output, rows)
-            card = None if options.card is None else _card(Path(options.card), summaries)
-            output.mkdir(exist_ok=True)
+            card = None if options.card is None else _card(Path(options.card), summarize(rows))
             summaries = write_report(rows, output)
             if card is not None:
                 replace_file(card[0], card[1].encode())
@@ -59,35 +68,23 @@ def report_results(options: ReportOptions) -> Reported:
     return Reported(str(output), summaries, None if card is None else str(card[0]))
 
 
-@contextlib.contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
-    """Keep `projclust glue-eval` out of the folder, for its newer results must not be replaced by those read here."""
-    with locked(output) if output.is_dir() else contextlib.nullcontext():
-        yield
-
-
 def _check_output(output: Path, rows: list[Row]) -> None:
     """Refuse somebody's folder, and one whose measurements would be lost."""
-    if output.exists() and not output.is_dir():
-        raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
-    parent = output.absolute().parent
-    if not parent.is_dir():
-        raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
-    names = [path.name for path in output.iterdir() if not path.name.endswith(PARTIAL)] if output.exists() else []
+    names = [path.name for path in output.iterdir() if not path.name.endswith(PARTIAL)]
     if not names:
         return
     if RESULTS_FILE not in names:
         raise ProjclustError(f"{output} holds other files and no {RESULTS_FILE}: choose another --output")
     reported = {row.settings_hash for row in rows}
-    old = [row for row in read_results(output / RESULTS_FILE) if row.variant != BEST]
-    if any(row.settings_hash not in reported for row in old):
+    old = {row.settings_hash for row in read_results(output / RESULTS_FILE) if row.variant != BEST}
+    if old - reported:
         raise ProjclustError(
             f"{output} holds results that no DIR has: name it as a DIR too, or choose another --output"
         )
 
 
 def _card(folder: Path, summaries: list[Summary]) -> tuple[Path, str]:
-    """The model card of a compressed checkpoint with what was measured of it: path and text."""
+    """Return where the model card of a compressed checkpoint is, and its text with what was measured of it."""
     if not folder.is_dir():
         raise ProjclustError(f"there is no folder {folder}: --card takes the compressed checkpoint that was measured")
     if quantization_method(read_json(folder / CONFIG)) != "projclust":
