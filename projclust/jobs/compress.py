@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
