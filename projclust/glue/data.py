@@ -40,11 +40,6 @@ class TaskData:
     source: str
     sha256: str
 
-    @property
-    def validation_rows(self) -> int:
-        """How many rows all validation splits have together."""
-        return sum(map(len, self.validation.values()))
-
 
 def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> TaskData:
     """Read a task from a folder of nyu-mll/glue's layout, or from the Hub when there is no folder.

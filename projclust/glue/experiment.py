@@ -147,31 +147,28 @@ class Bench:
 
 def prepare(study: Study, data: TaskData) -> Bench:
     """Tokenize a task's rows, and refuse settings or a tokenizer that do not suit the model."""
-    task = data.task
-    settings = study.settings_for(task.name)
+    task, name, settings = data.task, study.model, study.settings_for(data.task.name)
     check_batch_size(settings, study.accelerator.num_processes)
     positions = study.sizes.positions
     if positions is not None and settings.max_length > positions:
-        raise ProjclustError(f"--max-length {settings.max_length}: {study.model} takes at most {positions} tokens")
+        raise ProjclustError(f"--max-length {settings.max_length}: {name} takes at most {positions} tokens")
     tokenizer = load_tokenizer(study.checkpoint)
     if tokenizer.pad_token is None:  # GPT-2 and its like; padded positions are masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise ProjclustError(f"the tokenizer of {study.model} has no token to pad with: set its pad_token")
+        raise ProjclustError(f"the tokenizer of {name} has no token to pad with: set its pad_token")
     train_rows = encode(data.train, tokenizer, settings.max_length)
     validation = {suffix: encode(rows, tokenizer, settings.max_length) for suffix, rows in data.validation.items()}
     ids = [row for rows in (train_rows, *validation.values()) for row in rows.features["input_ids"]]
     largest, n = max(tokenizer.pad_token_id, *map(max, ids)), study.sizes.table.n
     if largest >= n:
-        raise ProjclustError(
-            f"the tokenizer of {study.model} gives the token {largest}, but its embedding has {n} rows"
-        )
+        raise ProjclustError(f"the tokenizer of {name} gives the token {largest}, but its embedding has {n} rows")
     head_is_stored = load_classifier(study.checkpoint, task.labels).head_is_stored
     flag, epochs = "--epochs", settings.epochs
     if study.protocol == PAPER:
         flag, epochs = "--baseline-epochs", settings.baseline_epochs
     if not head_is_stored and epochs == 0:
-        raise ProjclustError(f"{study.model} holds no classifier for {task.name}: {flag} 0 trains none")
+        raise ProjclustError(f"{name} holds no classifier for {task.name}: {flag} 0 trains none")
     return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
 
 
@@ -227,7 +224,7 @@ def measure(bench: Bench, variant: Variant, seed: int, training_score: bool) -> 
         **dict.fromkeys(("training_score", "chosen")),
         **_sizes(study.sizes, variant),
         "training_rows": len(data.train),
-        "validation_rows": data.validation_rows,
+        "validation_rows": sum(map(len, data.validation.values())),
         "limit": bench.settings.limit,
         "glue": data.source,
         "data_sha256": data.sha256,
@@ -292,28 +289,27 @@ def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, seconds:
     model = _classifier(bench, source, recipe.seed)
     name, embedding = input_embedding(model)
     started = time.perf_counter()
-    weights, stored = study.weights_of(recipe), None
+    weights = study.weights_of(recipe)
     if recipe.is_stored:
         group = dist.group.WORLD if study.accelerator.num_processes > 1 else None
         compression = compress_embedding(model, recipe, weights, Run(study.accelerator.device, group))
-        errors, parameters = compression.errors, compression.fitted.parameters
+        errors, fitted = compression.errors, compression.fitted
     else:
         table = embedding.weight.detach()
         fitted = recipe.fit(table, weights.values)
-        errors, parameters, stored = fitted.errors, fitted.parameters, fitted.bytes
+        errors = fitted.errors
         # The table becomes what the baseline's decoder would read: the accuracy of its codes, without their size.
         table.copy_(fitted.rows(torch.arange(len(table))))
     seconds["fit"] = time.perf_counter() - started
     if study.accelerator.is_main_process:
         _save(model, folder)
     study.accelerator.wait_for_everyone()
-    if stored is None:
-        stored = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
+    written = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
     return {
-        **study.sizes.with_embedding(stored),
-        "params_stored": parameters,
+        **study.sizes.with_embedding(written if recipe.is_stored else fitted.bytes),
+        "params_stored": fitted.parameters,
         "relative_error": errors.plain,
-        "compression_rate": 1 - parameters / study.sizes.table.parameters,
+        "compression_rate": 1 - fitted.parameters / study.sizes.table.parameters,
     }
 
 
@@ -367,22 +363,17 @@ def _train(bench: Bench, model: PreTrainedModel, epochs: int, seed: int, freeze_
 def _sizes(sizes: ModelSizes, variant: Variant) -> Row:
     """Return what a variant's embedding takes, as foreseen where it is yet to be compressed."""
     table, recipe = sizes.table, variant.recipe
+    shape = None if recipe is None or recipe.k is None else shape_of(recipe, table)
     row = {
         "params_dense": table.parameters,
-        "params_stored": table.parameters,
-        "compression_rate": 0.0,
+        "params_stored": table.parameters if shape is None else shape.parameters,
+        "compression_rate": 0.0 if shape is None else shape.compression_rate,
         "bytes_dense": sizes.bytes_dense,
         "model_bytes_dense": sizes.model_bytes_dense,
-        "relative_error": 0.0,
-        **sizes.with_embedding(sizes.bytes_dense),
+        "relative_error": 0.0 if recipe is None else None,
+        **sizes.with_embedding(sizes.bytes_dense if recipe is None else recipe.stored_bytes(table)),
     }
-    if recipe is None:
-        return row | ((sizes.stored or {}) if variant.name == COMPRESSED else {})
-    row |= {**sizes.with_embedding(recipe.stored_bytes(table)), "relative_error": None}
-    if recipe.k is not None:
-        shape = shape_of(recipe, table)
-        row |= {"params_stored": shape.parameters, "compression_rate": shape.compression_rate}
-    return row
+    return row | (sizes.stored or {}) if variant.name == COMPRESSED else row
 
 
 def weights_key(recipe: Recipe) -> tuple[str, float | None]:

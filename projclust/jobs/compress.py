@@ -65,19 +65,16 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     recipe = options.recipe.settled(dense.shape)
-    weights = choose_weights(
-        options.recipe, lambda: load_tokenizer(dense.folder), len(table), stage=hooks.stage, warn=hooks.warn
-    )
+    weights = choose_weights(options.recipe, lambda: load_tokenizer(dense.folder), len(table), hooks.stage, hooks.warn)
     report = _foreseen(options, recipe, dense, weights) | {"device": str(team.device)}
     if options.dry_run:
         return report | {"pushed_to": None}
     check_space(options.folder, report["model_bytes_stored"])
 
     hooks.stage(_what_is_fitted(recipe, dense.shape))
-    svd = ClusteringOptions(1, 1, method=Method.SVD)
-    svd_errors = _error_by_rank(
-        fit_clustering(table, svd, weights.values, device=team.device, process_group=team.group).spectra[0]
-    )
+    svd_options = ClusteringOptions(1, 1, method=Method.SVD)
+    svd = fit_clustering(table, svd_options, weights.values, device=team.device, process_group=team.group)
+    svd_errors = _error_by_rank(svd.spectra[0])
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
     compression = compress_embedding(dense.loaded.model, recipe, weights, run)
@@ -99,16 +96,12 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
         card = compressed_card(report, dense.folder, type(dense.loaded.model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_options(folder, _to_repeat(options, recipe, weights))
+        # The options make the same folder again, which is no reason to publish it again.
+        settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)
+        again = replace(options, recipe=settled, output=str(options.folder), push_to_hub=None, private=False)
+        write_options(folder, again)
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report | {"pushed_to": _pushed_to(options, hooks)}
-
-
-def _to_repeat(options: CompressOptions, recipe: Recipe, weights: RowWeights) -> CompressOptions:
-    """Return the options that make the same folder again, without publishing it again."""
-    own = options.recipe
-    resolved = replace(own, k=recipe.k, codes=recipe.codes, weights=weights.name)
-    return replace(options, recipe=resolved, output=str(options.folder), push_to_hub=None, private=False)
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
@@ -173,18 +166,13 @@ def _fitted(compression: Compression) -> dict[str, Any]:
     }
     clustering, coded = fitted.clustering, fitted.coded
     if clustering is not None:
-        report |= {
-            "ranks": clustering.ranks,
-            "cluster_sizes": torch.bincount(clustering.labels, minlength=config.n_clusters).tolist(),
-            "iterations": len(clustering.cost_history),
-            "cost_history": clustering.cost_history,
-        }
+        groups = torch.bincount(clustering.labels, minlength=config.n_clusters).tolist()
+        history = clustering.cost_history
+        report |= {"ranks": clustering.ranks, "iterations": len(history), "cost_history": history}
+        report["cluster_sizes"] = groups
     if coded is not None:
-        report |= {
-            "ranks": coded.ranks,
-            "cluster_sizes": torch.bincount(coded.classes, minlength=coded.shape.classes).tolist(),
-            "row_bytes": coded.row_bytes,
-        }
+        groups = torch.bincount(coded.classes, minlength=coded.shape.classes).tolist()
+        report |= {"ranks": coded.ranks, "cluster_sizes": groups, "row_bytes": coded.row_bytes}
     return report
 
 

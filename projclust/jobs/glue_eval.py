@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -99,22 +98,17 @@ def _run(
     is_main = study.accelerator.is_main_process
     measurable = [variant for variant in variants if variant.name != BEST]
     with_best = len(measurable) < len(variants)
-    data_sha256: dict[str, str] = {}  # for the tasks that were read so far
     rows: list[Row] = []
     summaries: list[Summary] = []
     measured = 0
     for seed, task in itertools.product(seeds, tasks):
         with study.accelerator.main_process_first():
             data = load_task(task, glue_dir, study.settings_for(task).limit)
-        data_sha256[task] = data.sha256
         bench = None
         for variant in measurable:
             training_score = with_best and variant.recipe is not None
             # A measurement with a score on the training rows serves where none is asked for.
-            hashes = [
-                study.identity(task, data.sha256, variant, seed, scored)
-                for scored in ((True,) if training_score else (True, False))
-            ]
+            hashes = [study.identity(task, data.sha256, variant, seed, scored) for scored in (True, training_score)]
             paths = [store.path(task, variant.label, seed, settings_hash) for settings_hash in hashes]
             row = next(filter(None, map(store.read, paths)), None)
             study.accelerator.wait_for_everyone()  # all have looked before the first one writes
@@ -128,9 +122,9 @@ def _run(
             hooks.cell(row, len(rows), len(seeds) * len(tasks) * len(measurable))
         if bench is not None and is_main:  # after every task, so that a long run can be watched
             hooks.stage("writing the report")
-            summaries = write_report(_reported(study, store, rows, with_best, data_sha256), study.output)
+            summaries = write_report(_reported(study, store, rows, with_best), study.output)
     if measured == 0 and is_main:
-        summaries = write_report(_reported(study, store, rows, with_best, data_sha256), study.output)
+        summaries = write_report(_reported(study, store, rows, with_best), study.output)
     left_out = len(store.all()) - sum(row.variant != BEST for summary in summaries for row in summary.rows)
     if left_out and is_main:
         hooks.warn(f"{left_out} cells in {study.output} were measured with other settings and are left out here")
@@ -138,15 +132,13 @@ def _run(
     return Reported(str(study.output), summaries, card, measured)
 
 
-def _reported(
-    study: Study, store: CellStore, rows: list[Row], with_best: bool, data_sha256: dict[str, str]
-) -> list[ResultRow]:
+def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) -> list[ResultRow]:
     """Add to these rows what earlier runs measured with the same settings: other tasks, variants and seeds."""
     found = {(row["task"], row["label"], row["seed"]): row for row in rows}
-    data_sha256 = dict(data_sha256)
+    data_sha256 = {row["task"]: str(row.get("data_sha256")) for row in rows}
     for row in store.all():
         # Where a task is not read now, the rows that were measured last count.
-        data = data_sha256.get(row["task"]) or str(row["data_sha256"])
+        data = data_sha256.get(row["task"]) or str(row.get("data_sha256"))
         if _is_current(study, row, data):
             data_sha256.setdefault(row["task"], data)
             found.setdefault((row["task"], row["label"], row["seed"]), row)
@@ -173,13 +165,13 @@ def _best(rows: list[ResultRow]) -> list[ResultRow]:
     scored = [row for row in rows if row.training_score is not None]
     for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
         best.setdefault((row.task, row.seed), row)
-    label = Variant(BEST).label
-    return [
-        replace(
-            row, variant=BEST, label=label, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash})
+    result = []
+    for row in best.values():
+        settings_hash = identity_hash({"best": row.settings_hash})
+        result.append(
+            replace(row, variant=BEST, label=Variant(BEST).label, chosen=row.label, settings_hash=settings_hash)
         )
-        for row in best.values()
-    ]
+    return result
 
 
 def _weights(
@@ -188,10 +180,9 @@ def _weights(
     """Make the row weights that the variants need, each once."""
     found: dict[tuple[str, float | None], RowWeights] = {}
     for recipe in [variant.recipe for variant in variants if variant.recipe is not None]:
-        if weights_key(recipe) not in found:
-            found[weights_key(recipe)] = choose_weights(
-                recipe, lambda: load_tokenizer(checkpoint), n_rows, stage=hooks.stage, warn=hooks.warn
-            )
+        key = weights_key(recipe)
+        if key not in found:
+            found[key] = choose_weights(recipe, lambda: load_tokenizer(checkpoint), n_rows, hooks.stage, hooks.warn)
     return found
 
 
@@ -201,7 +192,10 @@ def _sizes(checkpoint: Path) -> ModelSizes:
     stored = found["bytes_stored"]
     dtype = next(part["dtype"] for name, part in found["parts"].items() if name.endswith("weight"))
     table = DenseShape(found["n"], found["d"], _HALF.get(dtype, "float32"))
-    positions = _positions(read_json(checkpoint / CONFIG))
+    config = read_json(checkpoint / CONFIG)
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
+        positions -= (config.get("pad_token_id") or 0) + 1
     if not found["compressed"]:
         return ModelSizes(table, stored, found["model_bytes_stored"], positions)
     names = ("k", "j", "affine", "params_stored", "bits_per_weight", "model_bytes_stored", "relative_error")
@@ -212,14 +206,6 @@ def _sizes(checkpoint: Path) -> ModelSizes:
         "bytes_stored": stored,
     }
     return ModelSizes(table, table.bytes, found["model_bytes_stored"] - stored + table.bytes, positions, own)
-
-
-def _positions(config: dict[str, Any]) -> int | None:
-    """Find the longest input that a model takes, where its config tells."""
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
-        positions -= (config.get("pad_token_id") or 0) + 1
-    return positions
 
 
 def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple[str, tuple[Variant, ...]]:

@@ -1,7 +1,6 @@
 """The job behind `projclust push`: a folder that projclust wrote in, a repository on the Hub out."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from projclust.checkpoints.folder import OPTIONS_FILE
@@ -24,7 +23,12 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
         ServiceError: the Hub or the network failed; the repository is as it was.
     """
     url = repo_url(options.repo)
-    folder = _folder(options.path)
+    folder = local_folder(options.path)
+    if folder is None:
+        raise ProjclustError(f"there is no folder {options.path}: PATH is a local folder that projclust wrote")
+    method = quantization_method(read_json(folder / CONFIG))
+    if method != "projclust" and not (folder / OPTIONS_FILE).is_file():
+        raise ProjclustError(f"{options.path} was not written by projclust, which pushes only what it wrote")
     files, pickles = files_to_push(folder)
     stored_tensors(folder)
     read_headers([folder / name for name in files if name.endswith(".safetensors")])
@@ -32,14 +36,14 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
         warn(f"pickles are not pushed: {', '.join(pickles)}")
     if "README.md" not in files:
         warn(f"{options.path} has no README.md: the repository will have no model card")
-    sizes = [{"path": name, "bytes": (folder / name).stat().st_size} for name in files]
+    sizes: list[dict[str, Any]] = [{"path": name, "bytes": (folder / name).stat().st_size} for name in files]
     result = {
         "path": options.path,
         "repo": options.repo,
         "url": url,
         "private": options.private,
         "files": sizes,
-        "bytes": sum((folder / name).stat().st_size for name in files),
+        "bytes": sum(file["bytes"] for file in sizes),
         "commit": None,
         "changed": None,
         "dry_run": options.dry_run,
@@ -52,14 +56,3 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
     except ServiceError as error:
         raise ServiceError(f"{error}; run the same command again to complete the push") from error
     return result | {"private": pushed.private, "commit": pushed.commit, "changed": pushed.changed}
-
-
-def _folder(path: str) -> Path:
-    """Find the folder to push, and refuse one that projclust did not write."""
-    folder = local_folder(path)
-    if folder is None:
-        raise ProjclustError(f"there is no folder {path}: PATH is a local folder that projclust wrote")
-    method = quantization_method(read_json(folder / CONFIG))
-    if method != "projclust" and not (folder / OPTIONS_FILE).is_file():
-        raise ProjclustError(f"{path} was not written by projclust, which pushes only what it wrote")
-    return folder
