@@ -112,18 +112,17 @@ class Study:
         own = variant.identity(self.fit)
         if variant.recipe is not None:
             own["weights"] = self.weights_of(variant.recipe).sha256
-        return identity_hash(
-            {
-                "model": self.sha256,
-                "protocol": self.protocol,
-                "task": task,
-                "data": data_sha256,
-                "variant": own,
-                "seed": seed,
-                "settings": self.settings_for(task).as_dict(),
-                "training_score": training_score,
-            }
-        )
+        cell = {
+            "model": self.sha256,
+            "protocol": self.protocol,
+            "task": task,
+            "data": data_sha256,
+            "variant": own,
+            "seed": seed,
+            "settings": self.settings_for(task).as_dict(),
+            "training_score": training_score,
+        }
+        return identity_hash(cell)
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,10 @@ def prepare(study: Study, data: TaskData) -> Bench:
     if largest >= n:
         raise ProjclustError(f"the tokenizer of {name} gives the token {largest}, but its embedding has {n} rows")
     head_is_stored = load_classifier(study.checkpoint, task.labels).head_is_stored
-    flag, epochs = "--epochs", settings.epochs
-    if study.protocol == PAPER:
-        flag, epochs = "--baseline-epochs", settings.baseline_epochs
+    first = (
+        ("--baseline-epochs", settings.baseline_epochs) if study.protocol == PAPER else ("--epochs", settings.epochs)
+    )
+    flag, epochs = first
     if not head_is_stored and epochs == 0:
         raise ProjclustError(f"{name} holds no classifier for {task.name}: {flag} 0 trains none")
     return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
@@ -196,8 +196,8 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
             try:
                 seconds = _train(bench, model, epochs, seed, freeze_embedding=False)
             except Diverged as error:
-                bench.diverged[seed] = str(error)
-                raise
+                bench.diverged[seed] = f"already the dense model's training: {error}"
+                raise Diverged(bench.diverged[seed]) from None
         if study.accelerator.is_main_process:
             folder.parent.mkdir(exist_ok=True)
             with new_folder(folder, overwrite=False) as unfinished:
@@ -253,10 +253,7 @@ def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator
     """Give the folder of the checkpoint to measure, as a user would load it, and enter its sizes into `row`."""
     study, source = bench.study, bench.study.checkpoint
     if study.protocol == PAPER:
-        try:
-            source = _baseline_folder(bench, seed)
-        except Diverged as error:
-            raise Diverged(f"already the dense model's training: {error}") from None
+        source = _baseline_folder(bench, seed)
         try:
             row["seconds"]["baseline"] = float(read_json(source / _BASELINE_FILE)["seconds"])
             stored_tensors(source)

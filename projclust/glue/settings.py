@@ -38,9 +38,7 @@ class Settings(Options):
     max_grad_norm: float = option(1.0, "Scale larger gradients down to this norm.", above=0, below=inf)
     mixed_precision: Precision = option(Precision.NO, "Train in this precision.")
     freeze_embedding: bool = option(False, "Do not train the embedding after the compression.")
-    limit: int | None = option(
-        None, "Use only so many rows of each split, for a quick look; every output says so.", least=1
-    )
+    limit: int | None = option(None, "For a quick look, use only so many rows of each split; reports say so.", least=1)
 
 
 # What may differ between the tasks of one run; the rest belongs to the whole process.

@@ -79,11 +79,8 @@ def train(
     model.get_input_embeddings().requires_grad_(not settings.freeze_embedding)
     batches = ShuffledBatches(rows.lengths(), settings.batch_size, seed, settings.gradient_accumulation)
     steps = epochs * math.ceil(len(rows) / settings.batch_size)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay),
-        lr=settings.learning_rate,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    groups, fused = _parameter_groups(model, settings.weight_decay), accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
     renew_scaler(accelerator)  # or results would depend on their order
     # Not prepared by Accelerate, which would step it once for every process.
     schedule = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * steps), steps)

@@ -167,12 +167,11 @@ def _fitted(compression: Compression) -> dict[str, Any]:
     clustering, coded = fitted.clustering, fitted.coded
     if clustering is not None:
         groups = torch.bincount(clustering.labels, minlength=config.n_clusters).tolist()
-        history = clustering.cost_history
-        report |= {"ranks": clustering.ranks, "iterations": len(history), "cost_history": history}
-        report["cluster_sizes"] = groups
+        costs = clustering.cost_history
+        report |= {"cluster_sizes": groups, "ranks": clustering.ranks, "iterations": len(costs), "cost_history": costs}
     if coded is not None:
         groups = torch.bincount(coded.classes, minlength=coded.shape.classes).tolist()
-        report |= {"ranks": coded.ranks, "cluster_sizes": groups, "row_bytes": coded.row_bytes}
+        report |= {"cluster_sizes": groups, "ranks": coded.ranks, "row_bytes": coded.row_bytes}
     return report
 
 

@@ -55,25 +55,23 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
     Raises:
         ProjclustError: a user's mistake, or an obstacle that a user can mend; finished cells are kept.
     """
-    settings = replace(options.settings, epochs=Settings.epochs if options.epochs is None else options.epochs)
     per_task = parse_per_task(options.per_task)
     for task in per_task:
-        settings_for(task, settings, per_task)  # refuses impossible settings before any work
-    accelerator = make_accelerator(settings, cpu=choose_device(options.device).type == "cpu")
+        settings_for(task, options.settings, per_task)  # refuses impossible settings before any work
+    accelerator = make_accelerator(options.settings, cpu=choose_device(options.device).type == "cpu")
 
     hooks.stage(f"reading {options.model}")
     with accelerator.main_process_first():
         checkpoint = resolve_checkpoint(options.model, options.revision)
     sizes = _sizes(checkpoint)
     protocol, variants = _protocol_and_variants(options, sizes)
-    if options.epochs is None and protocol != PAPER:
-        settings = replace(settings, epochs=3)
+    default_epochs = Settings.epochs if protocol == PAPER else 3
     study = Study(
         model=options.model,
         checkpoint=checkpoint,
         sizes=sizes,
         protocol=protocol,
-        settings=settings,
+        settings=replace(options.settings, epochs=default_epochs if options.epochs is None else options.epochs),
         per_task=per_task,
         fit=options.recipe,
         weights=_weights(variants, checkpoint, sizes.table.n, hooks),
@@ -83,8 +81,9 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
         stage=hooks.stage,
         step=hooks.step,
     )
-    with _working_folder(study.output, checkpoint, accelerator.is_main_process):
+    with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
+            stack.enter_context(_working_folder(study.output, checkpoint))
             write_options(study.output, replace(options, output=str(study.output)))
         accelerator.wait_for_everyone()
         return _run(study, parse_tasks(options.tasks), variants, options, hooks)
@@ -223,11 +222,8 @@ def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple
 
 
 @contextlib.contextmanager
-def _working_folder(output: Path, checkpoint: Path, is_main: bool) -> Iterator[None]:
+def _working_folder(output: Path, checkpoint: Path) -> Iterator[None]:
     """Make the output folder and keep it from other runs until this one ends; refuse one that is not glue-eval's."""
-    if not is_main:
-        yield
-        return
     try:
         if output.exists() and not output.is_dir():
             raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")

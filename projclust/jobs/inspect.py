@@ -26,7 +26,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
 from projclust.hf.swap import input_embedding
-from projclust.shapes import CodedShape, FactoredShape
+from projclust.shapes import CodedShape
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]:
@@ -48,7 +48,13 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
         raise CheckpointError(f"{path} holds no weights for its embedding {name}")
     wanted: tuple[int, ...] = (n, d)
     if method == "projclust":
-        settings, shape = _settings(folder, config)
+        settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
+        if settings.version not in FORMAT_VERSIONS:
+            raise CheckpointError(f"{folder} has projclust format {settings.version!r}: upgrade projclust")
+        try:
+            shape = settings.stored_shape()
+        except ProjclustError as error:
+            raise CheckpointError(f"{folder}: damaged checkpoint: {error}") from None
         if (shape.n, shape.d) != (n, d):
             raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.n} x {shape.d}")
         wanted = shape.stored["weight"]
@@ -115,17 +121,6 @@ def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
         raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
     name, embedding = input_embedding(model)
     return name, embedding.num_embeddings, embedding.embedding_dim
-
-
-def _settings(folder: Path, config: dict[str, Any]) -> tuple[ProjClustConfig, FactoredShape | CodedShape]:
-    """Read what config.json says of the compression."""
-    settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
-    if settings.version not in FORMAT_VERSIONS:
-        raise CheckpointError(f"{folder} has projclust format {settings.version!r}: upgrade projclust")
-    try:
-        return settings, settings.stored_shape()
-    except ProjclustError as error:
-        raise CheckpointError(f"{folder}: damaged checkpoint: {error}") from None
 
 
 def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[str, Any]:

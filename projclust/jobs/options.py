@@ -89,9 +89,7 @@ class GlueEvalOptions(Options):
         "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
     )
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
-    protocol: Protocol | None = option(
-        None, "paper: train, compress, train again; pretrained: compress, then train (paper)."
-    )
+    protocol: Protocol | None = option(None, "paper: train, compress, train; pretrained: compress, train (paper).")
     epochs: int | None = like(
         Settings,
         "epochs",
@@ -99,9 +97,7 @@ class GlueEvalOptions(Options):
         help="Train so many epochs after the compression (2; 3 with --protocol pretrained).",
     )
     settings: Settings = nested(Settings(), without=("epochs",))
-    per_task: tuple[str, ...] = option(
-        (), "Other settings for one task: cola:learning-rate=1e-4:epochs=4. Repeatable.", metavar="SPEC"
-    )
+    per_task: tuple[str, ...] = option((), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC")
     seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.")
     device: Device = option(Device.AUTO, "Where to compute; cpu keeps off a GPU.")
     output: str | None = option(None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR")
@@ -216,9 +212,5 @@ class ReportOptions(Options):
     """The options of `projclust report`."""
 
     folders: tuple[str, ...] = argument("The folders that `projclust glue-eval` wrote.", "DIR")
-    output: str | None = option(
-        None, "The folder of the report (the DIR, if there is one).", "-o", "--output", metavar="OUT"
-    )
-    card: str | None = option(
-        None, "Also write the results into the model card of this compressed folder.", metavar="FOLDER"
-    )
+    output: str | None = option(None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT")
+    card: str | None = option(None, "Also put them into this compressed folder's model card.", metavar="FOLDER")
