@@ -77,16 +77,15 @@ class SortedBatches(Sampler[list[int]]):
     """Batches of rows in order of length, every row once."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
-        self.order = torch.tensor(lengths).argsort(stable=True)
+        self.batches = torch.tensor(lengths).argsort(stable=True).split(batch_size)
         self.batch_size = batch_size
         self.drop_last = False
 
     def __len__(self) -> int:
-        return -(-len(self.order) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.order.split(self.batch_size):
-            yield batch.tolist()
+        return (batch.tolist() for batch in self.batches)
 
 
 def data_loader(

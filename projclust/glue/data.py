@@ -47,9 +47,10 @@ def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> Task
     With `limit`, each split has at most so many rows, drawn at random but always the same ones.
     """
     task = TASKS[name]
+    place = "projclust" if name == DEMO else glue_dir if glue_dir is not None else HUB_GLUE
     splits: dict[str, Rows] = {}
+    digest = hashlib.sha256()
     for split in ("train", *task.validation):
-        place = "projclust" if name == DEMO else glue_dir if glue_dir is not None else HUB_GLUE
         try:
             columns = _read(task, split, glue_dir)
         except ProjclustError:
@@ -58,9 +59,7 @@ def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> Task
             hint = "; without the Hub, name a folder of its layout with --glue-dir" if place == HUB_GLUE else ""
             reason = " ".join(str(error).split())[:200]
             raise ProjclustError(f"cannot read {name} ({split}) from {place}: {reason}{hint}") from error
-        splits[split] = _rows(task, split, columns, limit)
-    digest = hashlib.sha256()
-    for split, rows in splits.items():
+        rows = splits[split] = _rows(task, split, columns, limit)
         digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
     source = Path(place).resolve().name if place == glue_dir else place
     validation = {suffix: splits[split] for split, suffix in task.validation.items()}

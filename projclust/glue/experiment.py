@@ -34,7 +34,7 @@ from projclust.recipes.subspaces import shape_of
 from projclust.shapes import DenseShape
 from projclust.weights.rows import RowWeights
 
-PAPER, PRETRAINED, AS_IS = "paper", "pretrained", "as-is"
+PAPER, AS_IS = "paper", "as-is"
 # The compressed checkpoint, in the output folder while a cell is measured.
 SCRATCH = "scratch"
 _BASELINE_FILE = "baseline.json"
@@ -45,7 +45,6 @@ class ModelSizes:
     """What a checkpoint and its embedding take.
 
     Attributes:
-        table: the shape of the embedding, with the dtype that it is stored in.
         bytes_dense, model_bytes_dense: how much the dense embedding takes, and all weights with it.
         positions: the longest input the model takes, where its config tells.
         stored: what a row of results says of the embedding of a compressed model; None for a dense one.
@@ -163,10 +162,9 @@ def prepare(study: Study, data: TaskData) -> Bench:
     if largest >= n:
         raise ProjclustError(f"the tokenizer of {name} gives the token {largest}, but its embedding has {n} rows")
     head_is_stored = load_classifier(study.checkpoint, task.labels).head_is_stored
-    first = (
-        ("--baseline-epochs", settings.baseline_epochs) if study.protocol == PAPER else ("--epochs", settings.epochs)
-    )
-    flag, epochs = first
+    flag, epochs = "--epochs", settings.epochs
+    if study.protocol == PAPER:
+        flag, epochs = "--baseline-epochs", settings.baseline_epochs
     if not head_is_stored and epochs == 0:
         raise ProjclustError(f"{name} holds no classifier for {task.name}: {flag} 0 trains none")
     return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
@@ -188,9 +186,8 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
     if not folder.exists():
         if study.accelerator.is_main_process:
             check_space(folder.parent, study.sizes.model_bytes_dense)
-        epochs = bench.settings.baseline_epochs
+        epochs, seconds = bench.settings.baseline_epochs, 0.0
         model = _classifier(bench, study.checkpoint, seed)
-        seconds = 0.0
         if epochs:
             study.stage(f"{task}, seed {seed}: training the dense model, {epochs} epochs")
             try:
@@ -326,8 +323,7 @@ def _score_and_train(bench: Bench, variant: Variant, folder: Path, seed: int, tr
     if study.protocol == PAPER or bench.head_is_stored:
         row["metrics_before"] = timed_score(bench.validation)
         row["score_before"] = points(row["metrics_before"])
-    epochs = bench.settings.epochs
-    if epochs:
+    if epochs := bench.settings.epochs:
         study.stage(f"{where}: training, {epochs} epochs")
         # A baseline's codes would be lost if the table were trained in floats.
         freeze = bench.settings.freeze_embedding or not (variant.recipe is None or variant.recipe.is_stored)

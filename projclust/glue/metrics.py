@@ -13,10 +13,9 @@ from projclust.glue.tasks import TASKS, Task
 
 
 class GlueMetric(evaluate.Metric):
-    """The metrics of one task as `evaluate.load("glue", task)` has them.
+    """The metrics of one task as `evaluate.load("glue", task)` has them, as fractions of 1.
 
-    `compute` takes class numbers (for STS-B, scores) and returns fractions of 1. A correlation with predictions that
-    are all the same is 0.
+    A correlation with predictions that are all the same is 0.
     """
 
     def __init__(self, task: str, **kwargs: Any) -> None:

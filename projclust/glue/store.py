@@ -42,8 +42,7 @@ class CellStore:
         path = self.path(row["task"], row["label"], row["seed"], row["settings_hash"])
         unfinished = path.with_name(f".{path.name}.partial")
         with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(row, file, indent=2, allow_nan=False)
-            file.write("\n")
+            file.write(json.dumps(row, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

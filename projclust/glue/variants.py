@@ -49,14 +49,13 @@ class Variant:
     def as_row(self) -> dict[str, Any]:
         """Return what a row of results says of the variant."""
         recipe = self.recipe or Recipe()
-        subspaces = self.recipe is not None and recipe.k is not None
         return {
             "variant": self.name,
             "label": self.label,
             "method": self.method,
             "k": recipe.k,
             "j": recipe.j,
-            "affine": recipe.affine if subspaces else None,
+            "affine": None if recipe.k is None else recipe.affine,
             "bits": recipe.bits,
             "metric": str(recipe.sensitivity) if recipe.is_auto else None,
             "codes": None if recipe.codes is None else str(recipe.codes),

@@ -164,13 +164,11 @@ def _best(rows: list[ResultRow]) -> list[ResultRow]:
     scored = [row for row in rows if row.training_score is not None]
     for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
         best.setdefault((row.task, row.seed), row)
-    result = []
-    for row in best.values():
-        settings_hash = identity_hash({"best": row.settings_hash})
-        result.append(
-            replace(row, variant=BEST, label=Variant(BEST).label, chosen=row.label, settings_hash=settings_hash)
-        )
-    return result
+    named = {"variant": BEST, "label": Variant(BEST).label}
+    return [
+        replace(row, **named, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash}))
+        for row in best.values()
+    ]
 
 
 def _weights(

@@ -41,7 +41,15 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
     method = quantization_method(config)
     if method not in (None, "projclust"):
         raise ProjclustError(f"{path} is quantized with {method}, which projclust does not read")
-    name, n, d = _embedding(folder, config)
+    kind = model_class(config)
+    try:
+        model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = without_weights(kind, model_config)
+    except Exception as error:  # a damaged config can make transformers raise nearly anything
+        raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
+    name, module = input_embedding(model)
+    n, d = module.num_embeddings, module.embedding_dim
     embedding = embedding_tensors(tensors, name)
     weight = next((tensor for key, tensor in embedding.items() if key.endswith("weight")), None)
     if weight is None:
@@ -65,7 +73,7 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
     result = {
         "path": path,
         "compressed": method == "projclust",
-        "model_class": model_class(config).__name__,
+        "model_class": kind.__name__,
         "embedding": name,
         "n": n,
         "d": d,
@@ -108,19 +116,6 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
         "ranks": ranks,
         "row_bytes": [layout.row_bytes for layout in layouts],
     }
-
-
-def _embedding(folder: Path, config: dict[str, Any]) -> tuple[str, int, int]:
-    """Find name and shape of the model's input embedding, from the model built without data."""
-    kind = model_class(config)
-    try:
-        settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = without_weights(kind, settings)
-    except Exception as error:  # a damaged config can make transformers raise nearly anything
-        raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
-    name, embedding = input_embedding(model)
-    return name, embedding.num_embeddings, embedding.embedding_dim
 
 
 def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[str, Any]:

@@ -91,10 +91,7 @@ class GlueEvalOptions(Options):
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
     protocol: Protocol | None = option(None, "paper: train, compress, train; pretrained: compress, train (paper).")
     epochs: int | None = like(
-        Settings,
-        "epochs",
-        default=None,
-        help="Train so many epochs after the compression (2; 3 with --protocol pretrained).",
+        Settings, "epochs", default=None, help="Train so many epochs after the compression (2; pretrained: 3)."
     )
     settings: Settings = nested(Settings(), without=("epochs",))
     per_task: tuple[str, ...] = option((), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC")
@@ -129,11 +126,7 @@ class PlanOptions(Options):
 
     model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
     bits: tuple[float, ...] = option(
-        DEFAULT_BITS,
-        "The sizes to look at, in stored bits for each weight; one alone is the target.",
-        metavar="LIST",
-        above=0,
-        below=32,
+        DEFAULT_BITS, "Look at these stored bits a weight; one is a target.", metavar="LIST", above=0, below=32
     )
     size: str | None = like(Recipe, "size", help="The target: stored bytes of the embedding, as 400KB or 1.5MB.")
     probe: bool = option(False, "Also compare the model's outputs, on random sequences of its tokens.")

@@ -197,15 +197,15 @@ def _pick(
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
         budget = sizes[ours.index(row)]
         asked = ["--bits", short_number(next(bits for bits in options.bits if shape.bytes_for_bits(bits) == budget))]
-    exponent, sensitivity = options.weights_exponent, options.sensitivity
+    exponent = options.weights_exponent
     more = {
         "--weights": None if options.weights is None and weights.name != UNIFORM else weights.name,
         "--weights-exponent": None if exponent is None else short_number(exponent),
-        "--sensitivity": None if sensitivity is None else str(sensitivity),
-        "--seed": str(options.seed) if options.seed != 0 else None,
+        "--sensitivity": options.sensitivity,
+        "--seed": options.seed or None,
         "--revision": options.revision,
     }
-    flags = [word for flag, value in more.items() if value is not None for word in (flag, value)]
+    flags = [str(word) for flag, value in more.items() if value is not None for word in (flag, value)]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
     command = shlex.join(["projclust", "compress", model, *asked, *flags])
     return {"command": command, "rule": rule, "bytes": row["bytes"], "bits_per_weight": row["bits_per_weight"]}
