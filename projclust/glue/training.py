@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from projclust.errors import ProjclustError
@@ -18,7 +18,7 @@ from projclust.glue.settings import Settings
 from projclust.glue.tasks import Task
 from projclust.hf.private import renew_scaler
 
-# The loss is read from the device only so often, for reading it waits for the device.
+# The loss is read from the device only so often, because reading it waits for the device.
 STEPS_BETWEEN_CHECKS = 20
 SCORING_BATCH = 64
 
@@ -79,13 +79,7 @@ def train(
     model.get_input_embeddings().requires_grad_(not settings.freeze_embedding)
     batches = ShuffledBatches(rows.lengths(), settings.batch_size, seed, settings.gradient_accumulation)
     steps = epochs * math.ceil(len(rows) / settings.batch_size)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        # Biases and the scales of layer norms, which all have one dimension, do not decay.
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    fused = accelerator.device.type in ("cpu", "cuda")
+    groups, fused = _parameter_groups(model, settings.weight_decay), accelerator.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
     renew_scaler(accelerator)  # or results would depend on their order
     # Not prepared by Accelerate, which would step it once for every process.
@@ -124,6 +118,15 @@ def train(
         model.requires_grad_(True)
         model.eval()
     return time.perf_counter() - started
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Exempt biases and the scales of layer norms, which all have one dimension, from weight decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from projclust.recipes.recipe import DEFAULT_K, Recipe, split_options
 from projclust.shapes import DenseShape, FactoredShape
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
-# What others do to a table. It is rebuilt and measured as it would be read; only SVD is stored, in our codes.
+# What others do to a table, which is rebuilt as it would be read. SVD is no baseline here: it is stored in our codes.
 BASELINES = ("int8", "int4", "int3", "int2", "nf4", "pq")
 DEFAULT_RATIO = 0.4
 
@@ -95,10 +95,8 @@ def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:
             raise ProjclustError(f"the variant {name} takes no options, but {spec!r} gives some")
         return Variant(name)
     if name not in (*Method, *BASELINES):
-        raise ProjclustError(
-            f"there is no variant {name!r}: --variants takes dense, svd, random, projective, best, "
-            f"{', '.join(BASELINES)}"
-        )
+        known = f"dense, svd, random, projective, best, {', '.join(BASELINES)}"
+        raise ProjclustError(f"there is no variant {name!r}: --variants takes {known}")
     try:
         return Variant(spec, _sized(name, split_options(spec)[1], base, table).settled(table))
     except OptionError as error:

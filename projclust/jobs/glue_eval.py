@@ -35,7 +35,7 @@ from projclust.weights.rows import RowWeights
 
 CELLS = "cells"
 DEFAULT_VARIANTS = "dense,svd,projective"
-# RoBERTa and its kin count positions from the padding id on.
+# RoBERTa and its kin number positions from the padding id on.
 _COUNTED_FROM_PADDING = {
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "mpnet", "ibert"),
     *("longformer", "data2vec-text"),
@@ -164,9 +164,11 @@ def _best(rows: list[ResultRow]) -> list[ResultRow]:
     scored = [row for row in rows if row.training_score is not None]
     for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
         best.setdefault((row.task, row.seed), row)
-    named = {"variant": BEST, "label": Variant(BEST).label}
+    label = Variant(BEST).label
     return [
-        replace(row, **named, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash}))
+        replace(
+            row, variant=BEST, label=label, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash})
+        )
         for row in best.values()
     ]
 

@@ -126,7 +126,7 @@ class PlanOptions(Options):
 
     model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
     bits: tuple[float, ...] = option(
-        DEFAULT_BITS, "Look at these stored bits a weight; one is a target.", metavar="LIST", above=0, below=32
+        DEFAULT_BITS, "Try these stored bits for a weight; one alone is the target.", metavar="LIST", above=0, below=32
     )
     size: str | None = like(Recipe, "size", help="The target: stored bytes of the embedding, as 400KB or 1.5MB.")
     probe: bool = option(False, "Also compare the model's outputs, on random sequences of its tokens.")
@@ -134,10 +134,7 @@ class PlanOptions(Options):
     weights: str | None = like(Recipe, "weights")
     weights_exponent: float | None = like(Recipe, "weights_exponent")
     sensitivity: Sensitivity | None = like(
-        Recipe,
-        "sensitivity",
-        default=None,
-        help="With codes auto: count an error by what the model makes of it (the default with --probe), or as it is.",
+        Recipe, "sensitivity", default=None, help="How errors count with codes auto (model with --probe, else none)."
     )
     seed: int = like(Recipe, "seed")
     device: Device = option(Device.AUTO, "Where to compute.")

@@ -55,7 +55,7 @@ def report_results(options: ReportOptions) -> Reported:
             raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
         if not parent.is_dir():
             raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
-        # Locked, for newer results of a running glue-eval must not be replaced by those that are read here.
+        # The lock keeps newer results of a running glue-eval from being replaced by those that are read here.
         with made(output), locked(output):
             rows = [row for folder in options.folders for row in read_results(Path(folder) / RESULTS_FILE)]
             _check_output(output, rows)

@@ -62,7 +62,7 @@ def test_complete_tasks_have_the_rows_of_glue(glue_dir: str) -> None:
     sizes = {"cola": (8551, 1043), "mrpc": (3668, 408), "stsb": (5749, 1500), "rte": (2490, 277), "wnli": (635, 71)}
     for name, (train, validation) in sizes.items():
         data = load_task(name, glue_dir)
-        assert (len(data.train), data.validation_rows) == (train, validation)
+        assert (len(data.train), len(data.validation[""])) == (train, validation)
 
 
 def write_split(folder: Path, task: str, split: str, columns: Mapping[str, Sequence[object]]) -> None:
@@ -82,8 +82,8 @@ def rte(tmp_path: Path) -> Path:
 
 def test_a_limit_draws_the_same_rows_of_both_splits_each_time(rte: Path) -> None:
     whole, first, second = load_task("rte", str(rte)), load_task("rte", str(rte), 8), load_task("rte", str(rte), 8)
-    assert (len(whole.train), whole.validation_rows) == (40, 10)
-    assert (len(first.train), first.validation_rows) == (8, 8)
+    assert (len(whole.train), len(whole.validation[""])) == (40, 10)
+    assert (len(first.train), len(first.validation[""])) == (8, 8)
     assert first.train == second.train
     assert first.train.texts[0] != whole.train.texts[0][:8]  # drawn, not the first ones
     assert set(first.train.texts[0]) < set(whole.train.texts[0])
