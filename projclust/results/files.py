@@ -11,11 +11,7 @@ PARTIAL = ".partial"
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there: readers see the old content or the new, never a part.
-
-    Raises:
-        ProjclustError: it cannot be written; the old file stays.
-    """
+    """Write a file beside its place and move it there: readers see the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         with partial.open("wb") as file:

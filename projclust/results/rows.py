@@ -20,15 +20,7 @@ SCHEMA_VERSION = 1
 METHODS = ("dense", *RECIPE_METHODS, "compressed")
 PROTOCOLS = ("paper", "pretrained", "as-is")
 BEST = "best"
-METRICS = (
-    "matthews_correlation",
-    "accuracy",
-    "f1",
-    "pearson",
-    "spearmanr",
-    "accuracy_matched",
-    "accuracy_mismatched",
-)
+METRICS = {"matthews_correlation", "accuracy", "f1", "pearson", "spearmanr", "accuracy_matched", "accuracy_mismatched"}
 
 _CHOICES = {"task": tuple(TASKS), "method": METHODS, "protocol": PROTOCOLS, "status": ("done", "diverged")}
 _SIZES = ("params_dense", "params_stored", "bytes_dense", "bytes_stored", "model_bytes_dense", "model_bytes_stored")
@@ -41,11 +33,7 @@ _OF_A_CELL = (*_CONDITIONS, "k", "j", "affine", "codes", "bits", "metric", "weig
 
 @dataclass(frozen=True)
 class Row:
-    """One cell: a task, a variant and a seed. The fields are those of docs/results.md.
-
-    Attributes:
-        extra: fields of the file that this version does not know; they are written again.
-    """
+    """One cell: a task, a variant and a seed. The fields are those of docs/results.md."""
 
     task: str
     variant: str
@@ -86,6 +74,7 @@ class Row:
     device: str
     processes: int
     versions: dict[str, str]
+    # What this version does not know of a file; it is written again.
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -95,19 +84,14 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """The row as results.json has it."""
-        known = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "extra"}
-        return {**known, **self.extra}
+        return {name: getattr(self, name) for name in _FIELDS} | self.extra
 
 
 _FIELDS = {part.name: part.type for part in fields(Row) if part.default_factory is MISSING}
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of a results.json.
-
-    Raises:
-        ProjclustError: it is missing, damaged, something else or newer than this projclust; file and field are named.
-    """
+    """The rows of a results.json; an error names the file and what is wrong with it."""
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -135,14 +119,7 @@ def _finite(text: str) -> float:
 
 
 def parse_row(item: Any, where: str) -> Row:
-    """A row from what its JSON holds.
-
-    Args:
-        where: file and row, for the message.
-
-    Raises:
-        ProjclustError: a field is missing, of the wrong type, or cannot have its value.
-    """
+    """A row from what its JSON holds; an error names `where`, and the field that is missing or cannot be so."""
     if not isinstance(item, dict):
         raise ProjclustError(f"{where} is no object")
     for name, kind in _FIELDS.items():
@@ -150,8 +127,8 @@ def parse_row(item: Any, where: str) -> Row:
             raise ProjclustError(f"{where} has no {name}")
         if not _fits(item[name], kind):
             raise ProjclustError(f"{where}, {name} is {_short(item[name])}")
-    known = {name: item[name] for name in _FIELDS}
-    row = Row(**known, extra={name: value for name, value in item.items() if name not in _FIELDS})
+    extra = {name: value for name, value in item.items() if name not in _FIELDS}
+    row = Row(**{name: item[name] for name in _FIELDS}, extra=extra)
     wrong = _wrong_value(row)
     if wrong is not None:
         raise ProjclustError(f"{where}, {wrong} is {_short(getattr(row, wrong))}")
@@ -177,7 +154,7 @@ def _wrong_value(row: Row) -> str | None:
     wrong += [name for name in _COUNTS if getattr(row, name) < 0]
     for metrics, score in (("metrics_before", "score_before"), ("metrics_after", "score_after")):
         values, points = getattr(row, metrics), getattr(row, score)
-        if (points is None) != (not values) or not set(values or ()) <= set(METRICS):
+        if (points is None) != (not values) or not set(values or ()) <= METRICS:
             wrong.append(metrics)
         elif points is not None and abs(points - 100 * sum(values.values()) / len(values)) > 0.01:
             wrong.append(score)
@@ -194,10 +171,8 @@ def _short(value: Any) -> str:
 def merge_rows(rows: Iterable[Row]) -> list[Row]:
     """Each cell once, the first one given, sorted by model, protocol, task, variant and seed.
 
-    Of two different choices of `best` the one with the higher training score stays: the best of both.
-
-    Raises:
-        ProjclustError: two rows measure the same cell, or the same task, in different ways; the difference is named.
+    Of two different choices of `best` the one with the higher training score stays: the best of both. An error names
+    the difference where two rows measure the same cell, or the same task, in different ways.
     """
     cells: dict[tuple[str, str, str, str, int], Row] = {}
     tasks: dict[tuple[str, str, str], Row] = {}
@@ -222,9 +197,11 @@ def merge_rows(rows: Iterable[Row]) -> list[Row]:
 
 def _difference(first: Row, second: Row, names: Iterable[str]) -> str:
     """Settings and fields in which two rows differ, with both values."""
-    one, two = ({f"settings.{name}": value for name, value in row.settings.items()} for row in (first, second))
-    one |= {name: first.as_json().get(name) for name in names}
-    two |= {name: second.as_json().get(name) for name in names}
+    one, two = (
+        {f"settings.{name}": value for name, value in row.settings.items()}
+        | {name: row.as_json().get(name) for name in names}
+        for row in (first, second)
+    )
     different = [name for name in dict.fromkeys([*one, *two]) if one.get(name) != two.get(name)]
     return ", ".join(f"{name} ({_short(one.get(name))} and {_short(two.get(name))})" for name in different)
 
@@ -242,10 +219,6 @@ def _order(row: Row) -> tuple[str, int, int, tuple[bool, int, int, str], int]:
 
 
 def write_results(rows: Iterable[Row], path: Path) -> None:
-    """Write a results.json, whole or not at all.
-
-    Raises:
-        ProjclustError: it cannot be written.
-    """
+    """Write a results.json, whole or not at all."""
     content = {"schema_version": SCHEMA_VERSION, "rows": [row.as_json() for row in rows]}
     replace_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

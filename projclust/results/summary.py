@@ -15,24 +15,18 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds.
-
-    Attributes:
-        standard_error: sample standard deviation over the square root of the number of seeds; None for one seed.
-        seeds: how many values it is the mean of.
-    """
+    """A mean over seeds."""
 
     mean: float
-    standard_error: float | None
-    seeds: int
+    standard_error: float | None  # sample standard deviation over the square root of the number of seeds
+    seeds: int  # how many
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one variant reached in one stage, in points.
+    """What one variant reached in one stage, in points, and how much less that is than what dense did.
 
-    Attributes:
-        drop: dense less this variant, paired: for each seed that both have, in the same stage. None for dense itself.
+    The drop is paired: over each seed that both have, in the same stage. Dense itself has none.
     """
 
     score: Mean
@@ -41,44 +35,26 @@ class Score:
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant on one task.
-
-    Attributes:
-        scores: by stage, "before" and "after" further training; a stage nothing was measured in is absent.
-        metrics: by stage, the mean of every metric, as fractions.
-        times_smaller: as of the variant, here alone: `best` may be of another size on every task.
-        diverged: seeds whose training diverged; nothing of theirs is in the means.
-    """
+    """One variant on one task; where nothing was measured in a stage, "before" or "after", that is absent."""
 
     scores: dict[str, Score]
-    metrics: dict[str, dict[str, Mean]]
-    times_smaller: float
-    diverged: int
+    metrics: dict[str, dict[str, Mean]]  # by stage and name, as fractions
+    times_smaller: float  # here alone: `best` may be of another size on every task
+    diverged: int  # seeds whose training diverged; nothing of theirs is in the means
 
 
 @dataclass(frozen=True)
 class Average:
-    """The mean over tasks of every variant.
-
-    Attributes:
-        tasks: those averaged: every variant has a score on each of them with each of the seeds.
-        seeds: those averaged over.
-        scores: by label and stage.
-    """
+    """The mean over tasks on each of which every variant has a score with each of the seeds."""
 
     tasks: list[str]
     seeds: list[int]
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, Score]]  # by label and stage
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant and its size; the figures are means over its rows that did not diverge.
-
-    Attributes:
-        times_smaller: bytes of the dense embedding over those of this one.
-        relative_error: None where no row knows it.
-    """
+    """A variant and its size; the figures are means over its rows that did not diverge."""
 
     label: str
     variant: str
@@ -87,32 +63,25 @@ class Variant:
     codes: str | None
     compression_rate: float
     bytes_stored: int
-    times_smaller: float
+    times_smaller: float  # bytes of the dense embedding over those of this one
     bits_per_weight: float
     model_bytes_stored: int
-    relative_error: float | None
+    relative_error: float | None  # None where no row knows it
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All that was measured of one model under one protocol.
-
-    Attributes:
-        rows: sorted, each cell once.
-        tasks: for each task measured, one of its rows, for what all its rows share.
-        variants: dense first; the last is `best`.
-        cells: by task and label.
-        averages: one for both stages where these cover the same tasks and seeds, otherwise one for each; none where
-            the variants share fewer than two tasks of GLUE.
-    """
+    """All that was measured of one model under one protocol."""
 
     model: str
     model_sha256: str
     protocol: str
-    rows: list[Row]
-    tasks: dict[str, Row]
-    variants: list[Variant]
-    cells: dict[tuple[str, str], Cell]
+    rows: list[Row]  # sorted, each cell once
+    tasks: dict[str, Row]  # one of its rows, for what all its rows share
+    variants: list[Variant]  # dense first; the last is `best`
+    cells: dict[tuple[str, str], Cell]  # by task and label
+    # One for both stages where these cover the same tasks and seeds, otherwise one for each; none where the variants
+    # share fewer than two tasks of GLUE.
     averages: list[Average]
 
     @property
@@ -132,11 +101,7 @@ class Summary:
 
 
 def summarize(rows: Iterable[Row]) -> list[Summary]:
-    """One summary for each model and protocol, in that order.
-
-    Raises:
-        ProjclustError: rows contradict each other; see `merge_rows`.
-    """
+    """One summary for each model and protocol, in that order; see `merge_rows` for rows that contradict each other."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in merge_rows(rows):
         groups.setdefault((row.model_sha256, row.protocol), []).append(row)
@@ -200,12 +165,9 @@ def _times_smaller(rows: list[Row]) -> float:
 def _cell(cells: dict[tuple[str, str], list[Row]], task: str, label: str, dense: str | None) -> Cell:
     rows = cells[task, label]
     against = cells.get((task, dense), []) if dense is not None and label != dense else []
-    scores, metrics = {}, {}
-    for stage in STAGES:
-        points = _points(rows, stage)
-        if points:
-            scores[stage] = _score(points, _points(against, stage))
-            metrics[stage] = _metrics(rows, stage)
+    points = {stage: of_stage for stage in STAGES if (of_stage := _points(rows, stage))}
+    scores = {stage: _score(of_stage, _points(against, stage)) for stage, of_stage in points.items()}
+    metrics = {stage: _metrics(rows, stage) for stage in points}
     return Cell(scores, metrics, _times_smaller(_sized(rows)), sum(row.status == "diverged" for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""The row weights that a recipe names, or those that go with it."""
+"""The row weights of a recipe."""
 
 from collections.abc import Callable
 
@@ -17,18 +17,9 @@ def choose_weights(
     stage: Callable[[str], None] = lambda text: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> RowWeights:
-    """The row weights of a recipe.
+    """The row weights that a recipe names, or its default ones; uniform ones where the default ones cannot be made.
 
-    Where its default ones cannot be made, for want of a tokenizer say, they are uniform, with a warning.
-
-    Args:
-        tokenizer: called where the weights need one.
-        n_rows: the rows of the table.
-        stage: told what begins.
-        warn: told what the user should know.
-
-    Raises:
-        ProjclustError: weights that the recipe names cannot be made.
+    The tokenizer is called where it is needed; `stage` is told what begins, and `warn` what the user should know.
     """
     name = recipe.weights or recipe.default_weights
     if name == UNIFORM and recipe.weights_exponent is not None:

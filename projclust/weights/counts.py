@@ -16,21 +16,15 @@ def read_counts(path: Path, n_rows: int, vocabulary: Callable[[], dict[str, int]
     * `n_rows` lines of one number each: line i is the weight of row i;
     * lines of ``token<TAB>number``: tokens of the vocabulary that are not listed weigh nothing.
 
-    Args:
-        path: the file, UTF-8.
-        n_rows: rows of the table.
-        vocabulary: called for the second form only; gives the row of each token.
-
-    Returns:
-        (n_rows,) float64 between 0 and 1, the largest being 1.
-
-    Raises:
-        ProjclustError: with the line, when the file is not one of these.
+    The vocabulary, which gives the row of each token, is asked for in the second form only. The weights are float64
+    between 0 and 1, the largest being 1.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProjclustError(f"cannot read the counts file {path}: {_reason(error)}") from None
+    except UnicodeDecodeError:
+        raise ProjclustError(f"cannot read the counts file {path}: it is not UTF-8 text") from None
+    except OSError as error:
+        raise ProjclustError(f"cannot read the counts file {path}: {error.strerror or error}") from None
     if lines and lines[-1] == "":
         lines.pop()
     if any("\t" in line for line in lines):
@@ -68,7 +62,3 @@ def _number(path: Path, number: int, text: str) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ProjclustError(f"{path}, line {number}: {text[:60]!r} is not a number of zero or more")
     return value
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

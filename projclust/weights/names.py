@@ -16,22 +16,14 @@ DEFAULT_EXPONENT = 0.4
 
 
 def check_weights_name(name: str) -> None:
-    """Refuse a name that stands for no row weights.
-
-    Raises:
-        OptionError: it lists the names that there are.
-    """
+    """Refuse a name that stands for no row weights, with an `OptionError`."""
     source, _, detail = name.partition(":")
     if name not in (UNIFORM, WORDFREQ) and not (source in (WORDFREQ, COUNTS, TEXT) and detail):
         raise OptionError("`weights` must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE")
 
 
 def check_exponent(exponent: float) -> None:
-    """Refuse a power to which frequencies cannot be raised.
-
-    Raises:
-        ProjclustError: it is not a positive number.
-    """
+    """Refuse a power to which frequencies cannot be raised."""
     if not (math.isfinite(exponent) and exponent > 0):
         raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
 

@@ -1,6 +1,6 @@
 """Occurrences of each token, summed over tokenized texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -14,22 +14,14 @@ BATCH = 8192
 
 
 class Tally:
-    """Sums of occurrences, a row of the table each.
-
-    Attributes:
-        sums: (n_rows,) float64. Rows may be more than tokens (padded tables); those stay at zero.
-    """
+    """Sums of occurrences, a row of the table each; those that no token has, as in padded tables, stay at zero."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, n_rows: int) -> None:
         self.sums = torch.zeros(n_rows, dtype=torch.float64)
         self._special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int64)
 
     def add(self, texts: Sequence[Sequence[int]], rates: Sequence[float] | Tensor) -> None:
-        """Add `rates[i]` to every occurrence of a token in `texts[i]`, a list of token ids.
-
-        Raises:
-            ProjclustError: a token of ordinary text has no row.
-        """
+        """Add `rates[i]` to every occurrence of a token in `texts[i]`, a list of token ids."""
         lengths = torch.tensor([len(ids) for ids in texts], dtype=torch.int64)
         ids = torch.tensor(list(chain.from_iterable(texts)), dtype=torch.int64)
         each = torch.as_tensor(rates, dtype=torch.float64).repeat_interleave(lengths)
@@ -45,17 +37,12 @@ class Tally:
 
     def is_empty(self) -> bool:
         """Whether no token was met but special ones, as that for what is unknown."""
-        ordinary = torch.ones(len(self.sums), dtype=torch.bool)
-        ordinary[self._special[self._special < len(self.sums)]] = False
+        ordinary = ~torch.isin(torch.arange(len(self.sums)), self._special)
         return not self.sums[ordinary].any()
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-    """The token ids of each text, of any length.
-
-    Raises:
-        ProjclustError: the tokenizer fails, as one whose vocabulary lacks its own token for what is unknown.
-    """
+    """The token ids of each text, of any length."""
     try:
         encoded = tokenizer(
             list(texts),
@@ -64,11 +51,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special_t
             return_token_type_ids=False,
             verbose=False,  # about texts longer than the model takes
         )
-    except Exception as error:  # tokenizers raises nothing more specific
+    except Exception as error:  # nothing more specific, as where a vocabulary lacks its own token for what is unknown
         raise ProjclustError(f"the model's tokenizer fails: {' '.join(str(error).split())}") from error
     return list(encoded["input_ids"])
-
-
-def batches(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Consecutive slices of BATCH items."""
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))

@@ -19,17 +19,9 @@ _ROWS = 200_000
 def text_frequencies(source: str, tokenizer: PreTrainedTokenizerBase, n_rows: int) -> Tensor:
     """Occurrences of each token per token of a text, special tokens included as the model gets them.
 
-    Args:
-        source: a UTF-8 file with a text in each line; or a dataset, as its folder or its name on the Hub, each followed
-            by ``:CONFIG`` where it has several, of which the strings of the first 200,000 training rows are counted.
-        tokenizer: the model's.
-        n_rows: rows of the table.
-
-    Returns:
-        (n_rows,) float64 above 0 with a sum of about 1. What does not occur weighs half of one occurrence.
-
-    Raises:
-        ProjclustError: there is no such text, it is empty, or the tokenizer is not of this table.
+    The source is a UTF-8 file with a text in each line; or a dataset, as its folder or its name on the Hub, each followed
+    by ``:CONFIG`` where it has several, of which the strings of the first 200,000 training rows are counted. The
+    frequencies are float64 with a sum of about 1; what does not occur weighs half of one occurrence.
     """
     tally = Tally(tokenizer, n_rows)
     texts = (text for text in _texts(source) if text.strip())

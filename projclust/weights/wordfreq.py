@@ -1,11 +1,11 @@
 """How often each token occurs in running text, estimated from dictionaries of word frequencies; no text is needed."""
 
-# ruff: noqa: RUF001, the marks that look alike are meant
-
+import json
 import math
 import re
 from collections.abc import Sequence
 from itertools import islice, product
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from projclust.errors import ProjclustError
 from projclust.weights.importance import row_weights
 from projclust.weights.names import DEFAULT_EXPONENT, check_exponent
-from projclust.weights.tally import BATCH, Tally, batches, tokenize
+from projclust.weights.tally import BATCH, Tally, tokenize
 
 ALL_LANGUAGES = "all"
 
@@ -30,69 +30,11 @@ _SENTENCE = 20  # tokens
 # What stands before a word. Tokenizers of the SentencePiece kind see no difference between a space and nothing.
 _AFTER_WORD, _AFTER_BRACKET = "a ", "("
 
-# Occurrences per word of running text: attached to the word before, and after a space. The main ones from counts in
-# English prose (about 62 commas and 65 full stops in 1000 words), the others by guess. Apostrophes inside words, as in
-# "don't", are in the dictionaries.
-_MARKS = {
-    ",": (0.06, 0.0005),
-    ".": (0.065, 0.001),
-    "'": (0.003, 0.002),
-    '"': (0.008, 0.008),
-    "-": (0.012, 0.003),
-    "(": (0.0005, 0.004),
-    ")": (0.0045, 0.0),
-    ":": (0.0025, 0.0002),
-    ";": (0.002, 0.0),
-    "?": (0.005, 0.0002),
-    "!": (0.002, 0.0001),
-    "/": (0.0015, 0.0005),
-    "$": (0.0002, 0.0015),
-    "%": (0.001, 0.0001),
-    "&": (0.0002, 0.001),
-    "[": (0.0002, 0.0006),
-    "]": (0.0008, 0.0),
-    "#": (0.0, 0.0005),
-    "*": (0.0005, 0.0005),
-    "+": (0.0001, 0.0003),
-    "=": (0.0001, 0.0003),
-    "@": (0.0001, 0.0001),
-    "_": (0.0001, 0.0001),
-    "’": (0.004, 0.0002),
-    "‘": (0.0, 0.0005),
-    "“": (0.0, 0.003),
-    "”": (0.003, 0.0),
-    "–": (0.0005, 0.0015),
-    "—": (0.001, 0.001),
-    "…": (0.0005, 0.0002),
-    "...": (0.001, 0.0003),
-    "<": (0.0001, 0.0001),
-    ">": (0.0001, 0.0001),
-    "`": (0.0001, 0.0001),
-    "^": (0.00005, 0.00005),
-    "~": (0.00005, 0.0001),
-    "|": (0.00005, 0.0001),
-    "\\": (0.00005, 0.00005),
-    "{": (0.00005, 0.00005),
-    "}": (0.0001, 0.0),
-    "£": (0.0, 0.0002),
-    "€": (0.0, 0.0001),
-    "°": (0.0001, 0.0),
-    "•": (0.0, 0.0002),
-    "\n": (0.02, 0.0),
-    "\n\n": (0.01, 0.0),
-}
-_MARKS_OF_LANGUAGE = {
-    "zh": {"，": (0.06, 0.0), "。": (0.04, 0.0), "、": (0.01, 0.0), "“": (0.005, 0.0), "”": (0.005, 0.0)},
-    "ja": {"、": (0.05, 0.0), "。": (0.04, 0.0), "「": (0.005, 0.0), "」": (0.005, 0.0)},
-    "ar": {"،": (0.04, 0.0), "؟": (0.003, 0.0)},
-    "fa": {"،": (0.04, 0.0), "؟": (0.003, 0.0)},
-    "ur": {"،": (0.03, 0.0), "۔": (0.05, 0.0)},
-    "hi": {"।": (0.03, 0.02)},
-    "bn": {"।": (0.05, 0.01)},
-    "es": {"¿": (0.0, 0.004), "¡": (0.0, 0.003)},
-    "fr": {"«": (0.0, 0.004), "»": (0.001, 0.003)},
-    "ru": {"«": (0.0, 0.005), "»": (0.005, 0.0)},
-}
+# By language code and for all of them: how often each mark is attached to the word before, and how often it follows a
+# space, per word of running text. The file says where that is from.
+_MARKS: dict[str, dict[str, tuple[float, float]]] = json.loads(
+    Path(__file__).with_name("marks.json").read_text(encoding="utf-8")
+)
 
 # wordfreq keeps numbers of one form as one word with zeros for digits: 1984 is in "0000", 3.5 in "0.0".
 _NUMBER = re.compile(r"\d[\d.,]+")
@@ -109,16 +51,8 @@ def word_frequencies(tokenizer: PreTrainedTokenizerBase, n_rows: int, languages:
     The words are cut by the model's own tokenizer, in the forms in which they stand in text: after a space or not, and
     in lower case or not where the tokenizer tells these apart.
 
-    Args:
-        tokenizer: the model's, of any kind.
-        n_rows: rows of the table.
-        languages: codes of wordfreq, which count alike; "all" stands for those with a large dictionary.
-
-    Returns:
-        (n_rows,) float64 above 0 with a sum of about 1. What is met in no word weighs half of the rarest word.
-
-    Raises:
-        ProjclustError: a language is unknown, wordfreq is not installed, or the tokenizer is not of this table.
+    They are float64 above 0 with a sum of about 1; what is met in no word weighs half of the rarest word. For the
+    arguments see `word_weights`.
     """
     codes = _known(languages)
     tally = Tally(tokenizer, n_rows)
@@ -130,13 +64,15 @@ def word_frequencies(tokenizer: PreTrainedTokenizerBase, n_rows: int, languages:
         rates = torch.tensor(list(words.values()), dtype=torch.float64) / len(codes)
         after_space = 0.0 if code in _UNSPACED_LANGUAGES else _AFTER_SPACE
         _add_words(tally, tokenizer, list(words), rates, after_space)
-        _add_marks(tally, tokenizer, _MARKS | _MARKS_OF_LANGUAGE.get(code, {}), 1 / len(codes))
+        marks = _MARKS["all"] | _MARKS.get(code, {})
+        for before, of_marks in zip(("a", _AFTER_WORD), zip(*marks.values(), strict=True), strict=True):
+            rates = torch.tensor(of_marks, dtype=torch.float64) * (1 / len(codes))
+            tally.add(_cut(tokenizer, before, list(marks)), rates)
     if tally.is_empty():
         raise ProjclustError(f"the vocabulary of the model knows no word of {', '.join(codes)}")
     sums = tally.sums
     total = sums.sum()
-    ends = {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}
-    for row in ends:
+    for row in {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}:
         if row is not None and row < n_rows:
             sums[row] += total / _SENTENCE
     scale = sums.sum()
@@ -258,11 +194,12 @@ def _add_words(
     cased = _cut(tokenizer, _AFTER_WORD, [word.upper() for word in common]) != spaced
     if _cut(tokenizer, _AFTER_BRACKET, common) == spaced:
         after_space = 1.0
-    for batch, rate in zip(batches(words), rates.split(BATCH), strict=True):
-        usual, ids = list(batch), _cut(tokenizer, _AFTER_WORD, batch)
+    for start in range(0, len(words), BATCH):
+        batch, rate = words[start : start + BATCH], rates[start : start + BATCH]
+        usual, ids = batch, _cut(tokenizer, _AFTER_WORD, batch)
         if cased:
             # Names and acronyms: a vocabulary made from text has fewer tokens for the case in which a word is written.
-            forms = [usual, [word.capitalize() for word in batch], [word.upper() for word in batch]]
+            forms = [batch, [word.capitalize() for word in batch], [word.upper() for word in batch]]
             cuts = [ids, *(_cut(tokenizer, _AFTER_WORD, form) for form in forms[1:])]
             lengths = [[math.inf if tokenizer.unk_token_id in ids else len(ids) for ids in cut] for cut in cuts]
             best = [form.index(min(form)) for form in zip(*lengths, strict=True)]
@@ -273,14 +210,6 @@ def _add_words(
         tally.add(ids, rate * after_space * (1 - _OTHER_CASE if cased else 1))
         if after_space < 1:
             tally.add(_cut(tokenizer, _AFTER_BRACKET, usual), rate * (1 - after_space))
-
-
-def _add_marks(
-    tally: Tally, tokenizer: PreTrainedTokenizerBase, marks: dict[str, tuple[float, float]], scale: float
-) -> None:
-    attached, spaced = zip(*marks.values(), strict=True)
-    tally.add(_cut(tokenizer, "a", list(marks)), torch.tensor(attached, dtype=torch.float64) * scale)
-    tally.add(_cut(tokenizer, _AFTER_WORD, list(marks)), torch.tensor(spaced, dtype=torch.float64) * scale)
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, before: str, texts: Sequence[str]) -> list[list[int]]:
