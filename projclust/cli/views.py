@@ -97,6 +97,8 @@ def inspect_rows(result: dict[str, Any]) -> Rows:
 
 def plan_lines(result: dict[str, Any]) -> Iterator[str]:
     """What `projclust plan` prints."""
+    from projclust.report.phrases import columns  # slow to import
+
     yield from aligned(
         [
             ("embedding", f"{result['n']:,} x {result['d']}, {megabytes(result['bytes_dense'])} dense"),
@@ -112,9 +114,7 @@ def plan_lines(result: dict[str, Any]) -> Iterator[str]:
         cells += [f"{result['bytes_dense'] / row['bytes']:.1f}x"]
         cells += [f"{mark}{row[name]:.4f}" for name in ("relative_error", "weighted_relative_error")]
         table.append([*cells, *("-" if row[name] is None else f"{row[name]:.4f}" for name in extra)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for first, *rest in table:
-        yield "  ".join([f"{first:<{widths[0]}}", *map(str.rjust, rest, widths[1:])])
+    yield from columns(table)
     yield ""
     if any(row["predicted"] for row in result["rows"]):
         yield "~ predicted or measured on a sample; --exact computes it"

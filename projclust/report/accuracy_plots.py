@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from projclust.report.phrases import average_title, heading, marks, plain, task_title
-from projclust.report.plots import BLUE, GREY, ORANGE
+from projclust.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, save
 from projclust.results.rows import BEST
 from projclust.results.summary import AFTER, BEFORE, DENSE, Score, Summary, Variant
 
-GREEN, PURPLE = "#009E73", "#CC79A7"
 _COLOURS = {"projective": BLUE, "svd": ORANGE, "random": GREY, "compressed": GREEN, BEST: PURPLE}
 _COLOURS |= {"int8": GREY, "int4": GREY, "int3": GREY, "int2": GREY, "nf4": GREY, "pq": GREEN}
 _MARKERS = "os^Dvp"
@@ -29,42 +28,29 @@ _LABEL_WIDTH = 0.13
 _STEP = 0.015
 _LETTERS_PER_INCH = 11
 _SLANTED = {"rotation": 30, "ha": "right"}
+_DENSE_LINE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a plot.
+    """One point of a plot."""
 
-    Attributes:
-        series: what a line joins and the legend names: the method and its kind.
-        label: of the variant.
-        times_smaller: dense bytes over stored bytes of the embedding.
-        stage: "before" (hollow) or "after" (filled) further training.
-        value: what is on the y axis: points lost, or relative error.
-        error: its standard error, None where there is none.
-    """
-
-    series: str
-    label: str
+    series: str  # what a line joins and the legend names: the method and its kind
+    label: str  # of the variant
     times_smaller: float
-    stage: str
-    value: float
-    error: float | None
+    stage: str  # "before" (hollow) or "after" (filled) further training
+    value: float  # points lost, or relative error
+    error: float | None  # its standard error
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot.
-
-    Attributes:
-        dense_change: points the dense model lost by its own further training (negative: won); None if unknown.
-        diverged: how many seeds of all variants are missing, because training diverged.
-    """
+    """One small plot."""
 
     title: str
     points: list[Point]
-    dense_change: float | None = None
-    diverged: int = 0
+    dense_change: float | None = None  # points the dense model lost by its own further training (negative: won)
+    diverged: int = 0  # how many seeds of all variants are missing
 
 
 def drop_panels(summary: Summary) -> list[Panel]:
@@ -78,8 +64,8 @@ def drop_panels(summary: Summary) -> list[Panel]:
         panels.append(Panel(task_title(row), _drops(summary, sizes, scores), _change(summary, scores), diverged))
     sizes = {variant.label: variant.times_smaller for variant in summary.variants}
     for average in summary.averages:
-        title, scores = average_title(summary, average), average.scores
-        panels.append(Panel(title, _drops(summary, sizes, scores), _change(summary, scores)))
+        drops = _drops(summary, sizes, average.scores)
+        panels.append(Panel(average_title(summary, average), drops, _change(summary, average.scores)))
     return [panel for panel in panels if panel.points]
 
 
@@ -144,8 +130,7 @@ def _figure(
         lines = [line for text in texts for line in textwrap.wrap(text, int(_LETTERS_PER_INCH * size[0]))]
         part.suptitle("\n".join(lines), fontsize="medium")
     content = io.BytesIO()
-    # No timestamp and no version: the same results give the same file.
-    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    save(figure, content, dpi=110)
     return content.getvalue()
 
 
@@ -170,18 +155,13 @@ def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel],
         for name, stage in itertools.product(series, (BEFORE, AFTER)):
             colour, marker = styles[name]
             own = sorted((p for p in panel.points if (p.series, p.stage) == (name, stage)), key=place)
-            axis.errorbar(
-                [place(point) for point in own],
-                [point.value for point in own],
-                [point.error or 0.0 for point in own],
-                color=colour,
-                marker=marker,
-                markerfacecolor="white" if stage == BEFORE else colour,
-                linestyle="none" if _same_size(points) else ":" if stage == BEFORE else "-",
-                capsize=2,
-            )
+            values, errors = [point.value for point in own], [point.error or 0.0 for point in own]
+            line = "none" if _same_size(points) else ":" if stage == BEFORE else "-"
+            style = {"color": colour, "marker": marker, "linestyle": line, "capsize": 2}
+            fill = "white" if stage == BEFORE else colour
+            axis.errorbar(list(map(place, own)), values, errors, markerfacecolor=fill, **style)
         if any(point.stage == BEFORE for point in panel.points) and panel.dense_change is not None:
-            axis.axhline(panel.dense_change, color="black", linestyle="--", linewidth=1)
+            axis.axhline(panel.dense_change, **_DENSE_LINE)
         axis.axhline(0, color="black", linewidth=1)
         _label_axis(axis, points, place)
         diverged = f"\n{panel.diverged} diverged" if panel.diverged else ""
@@ -240,8 +220,7 @@ def _legend(styles: Mapping[str, tuple[str, str]], panels: Sequence[Panel]) -> l
         handles += [Line2D([], [], markerfacecolor="white", label="before, against dense before", **grey)]
         handles += [Line2D([], [], label="after, against dense after", **grey)]
         if any(panel.dense_change is not None for panel in panels):
-            label = "dense after, against dense before"
-            handles += [Line2D([], [], color="black", linestyle="--", linewidth=1, label=label)]
+            handles += [Line2D([], [], label="dense after, against dense before", **_DENSE_LINE)]
     return handles
 
 

@@ -30,12 +30,7 @@ pre { overflow-x: auto; padding: 0.6rem; background: #f2f2f2; border-radius: 4px
 
 
 def html_report(markdown: str, images: Mapping[str, bytes]) -> str:
-    """The report as a page without scripts that makes no request.
-
-    Args:
-        markdown: its first line is the title.
-        images: PNG files by the names under which the Markdown shows them.
-    """
+    """The report as a page without scripts that makes no request; the PNG images have their names in the Markdown."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(markdown)
     for token in tokens:

@@ -5,15 +5,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-from projclust.report.phrases import (
-    DEMONSTRATION,
-    PROTOCOL_SENTENCES,
-    average_title,
-    heading,
-    plain,
-    points,
-    task_title,
-)
+from projclust.report.phrases import DEMONSTRATION, EXPLANATIONS, average_title, heading, plain, points, task_title
 from projclust.results.rows import BEST, DEMO, Row, variant_order
 from projclust.results.summary import STAGES, Cell, Mean, Score, Summary
 
@@ -26,12 +18,7 @@ _PLOTS = {
 
 
 def markdown_report(summaries: Sequence[Summary], plots: Iterable[str]) -> str:
-    """The report as GitHub-flavoured Markdown; nothing in the data can add markup to it.
-
-    Args:
-        summaries: at least one.
-        plots: names of the PNG files that lie beside it.
-    """
+    """The report as GitHub-flavoured Markdown, with the plots that lie beside it; the data can add no markup."""
     title = heading(summaries[0]) if len(summaries) == 1 else f"{len(summaries)} models and protocols"
     only_demo = all(set(summary.tasks) == {DEMO} for summary in summaries)
     parts = [f"# What compressing the embedding costs: {_escaped(title)}{f', on {DEMONSTRATION}' * only_demo}"]
@@ -59,7 +46,7 @@ def _section(summary: Summary) -> list[str]:
 
 
 def _notes(summary: Summary) -> list[str]:
-    notes = [PROTOCOL_SENTENCES[summary.protocol]]
+    notes = [EXPLANATIONS[summary.protocol]]
     if DEMO in summary.tasks:
         notes.append(f"The task `demo` is {DEMONSTRATION}: its scores say nothing about GLUE.")
     if any(row.limit is not None for row in summary.tasks.values()):
@@ -94,7 +81,11 @@ def _scores(summary: Summary) -> list[str]:
     for stage in stages:
         names += [stage, f"drop {stage}"] if dense else [stage]
     lines = [
-        [_task_with_rows(row), _escaped(label) + _failures(cell), *_score_cells(cell.scores, stages, dense)]
+        [
+            _task_with_rows(row),
+            _escaped(label) + f" ({cell.diverged} diverged)" * bool(cell.diverged),
+            *_score_cells(cell.scores, stages, dense),
+        ]
         for task, row in summary.tasks.items()
         for label, cell in _cells(summary, task)
     ]
@@ -114,20 +105,14 @@ def _scores(summary: Summary) -> list[str]:
 
 def _score_cells(scores: dict[str, Score], stages: list[str], dense: bool) -> list[str]:
     cells = []
-    for stage in stages:
-        score = scores.get(stage)
+    for score in map(scores.get, stages):
         cells.append(_seeds(score.score if score else None))
-        if dense:
-            cells.append(_seeds(score.drop if score else None, sign=True))
+        cells += [_seeds(score.drop if score else None, sign=True)] * dense
     return cells
 
 
-def _seeds(mean: Mean | None, sign: bool = False) -> str:
-    return "" if mean is None else f"{points(mean, sign)} ({mean.seeds})"
-
-
-def _failures(cell: Cell) -> str:
-    return f" ({cell.diverged} diverged)" if cell.diverged else ""
+def _seeds(mean: Mean | None, sign: bool = False, digits: int = 2) -> str:
+    return "" if mean is None else f"{points(mean, sign, digits)} ({mean.seeds})"
 
 
 def _coverage(summary: Summary) -> list[str]:
@@ -183,18 +168,13 @@ def _metrics(summary: Summary) -> list[str]:
             for stage in STAGES
             for name in dict.fromkeys(name for _, cell in cells for name in cell.metrics.get(stage, {}))
         ]
-        lines = [[_escaped(label), *(_fraction(cell, stage, name) for stage, name in columns)] for label, cell in cells]
+        lines = [
+            [_escaped(label), *(_seeds(cell.metrics.get(stage, {}).get(name), digits=4) for stage, name in columns)]
+            for label, cell in cells
+        ]
         names = [f"{_escaped(name)} {stage}" for stage, name in columns]
         parts += [f"#### {_task_with_rows(row)}", _table(("variant", *names), lines)]
     return parts
-
-
-def _fraction(cell: Cell, stage: str, name: str) -> str:
-    mean = cell.metrics.get(stage, {}).get(name)
-    if mean is None:
-        return ""
-    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.4f}"
-    return f"{mean.mean:.4f}{error} ({mean.seeds})"
 
 
 def _conditions(summary: Summary) -> list[str]:
@@ -236,10 +216,8 @@ def _seconds(rows: list[Row], task: str, name: str) -> float:
     of_task = [row for row in rows if row.task == task]
     if name != "baseline":
         return sum(row.seconds.get(name, 0.0) for row in of_task)
-    by_seed: dict[int, float] = {}
-    for row in of_task:
-        by_seed[row.seed] = max(by_seed.get(row.seed, 0.0), row.seconds.get(name, 0.0))
-    return sum(by_seed.values())
+    seeds = dict.fromkeys(row.seed for row in of_task)
+    return sum(max(row.seconds.get(name, 0.0) for row in of_task if row.seed == seed) for seed in seeds)
 
 
 def _command(summary: Summary) -> str:

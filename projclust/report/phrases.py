@@ -1,5 +1,6 @@
 """Names and figures as people read them, the same in Markdown, plots and on the terminal."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from projclust.glue.tasks import DEMO, TASKS
@@ -14,7 +15,7 @@ PROTOCOLS = {
     "as-is": "compressed earlier, then trained",
 }
 
-PROTOCOL_SENTENCES = {
+EXPLANATIONS = {
     "paper": "The model was trained on the task, its embedding was compressed (scores before), and all of it was "
     "trained further (scores after); the dense model had the same further training.",
     "pretrained": "The embedding was compressed in the model as it came, and the model was then trained on the task, "
@@ -29,14 +30,10 @@ def plain(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
-def short_name(model: str) -> str:
-    """The last part of a model's Hub id or path."""
-    return plain(PurePath(model).name or model)
-
-
 def heading(summary: Summary) -> str:
-    """Model and protocol."""
-    return f"{short_name(summary.model)}, protocol {summary.protocol} ({PROTOCOLS[summary.protocol]})"
+    """The last part of the model's Hub id or path, and the protocol."""
+    name = plain(PurePath(summary.model).name or summary.model)
+    return f"{name}, protocol {summary.protocol} ({PROTOCOLS[summary.protocol]})"
 
 
 def task_title(row: Row) -> str:
@@ -58,9 +55,16 @@ def marks(summary: Summary) -> list[str]:
     return [DEMONSTRATION] * (DEMO in summary.tasks) + limited
 
 
-def points(mean: Mean | None, sign: bool = False) -> str:
-    """Points with their standard error, without the number of seeds; empty for None."""
+def points(mean: Mean | None, sign: bool = False, digits: int = 2) -> str:
+    """A mean with its standard error, without the number of seeds; empty for None."""
     if mean is None:
         return ""
-    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.2f}"
-    return f"{mean.mean:{'+' if sign else ''}.2f}{error}"
+    error = "" if mean.standard_error is None else f" ± {mean.standard_error:.{digits}f}"
+    return f"{mean.mean:{'+' if sign else ''}.{digits}f}{error}"
+
+
+def columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of cells in columns two spaces apart, the first one to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        yield "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])

@@ -1,39 +1,32 @@
-"""PNG plots."""
+"""Colours and files of all plots, and the plots of one compression."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 # Colours that stay apart for colour-blind readers (Okabe & Ito).
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+
+
+def save(figure: Figure, target: Path | IO[bytes], dpi: int = 120) -> None:
+    """Write a PNG without timestamp and version, so that the same results give the same file."""
+    figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def plot_fit(
-    path: Path,
-    report: dict[str, Any],
-    error_by_rank: list[float] | None,
-    svd_error_by_rank: list[float],
+    path: Path, report: dict[str, Any], error_by_rank: list[float] | None, svd_error_by_rank: list[float]
 ) -> None:
-    """Cost after each step, and error against rank for these clusters and for SVD.
+    """Cost after each step, and error against rank for these clusters, where it is known, and for SVD.
 
-    Args:
-        path: the PNG to write.
-        report: of the compression.
-        error_by_rank: relative squared error of the fitted clusters at every rank from 0; None where it is not known.
-        svd_error_by_rank: the same for one subspace of the whole table.
+    The relative squared errors are those at every rank from 0.
     """
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     history = report["cost_history"]
     left.plot(range(1, len(history) + 1), history, marker="o", color=BLUE)
-    left.set(
-        title="Cost after each step",
-        xlabel="step (the last one is the exact finish)",
-        ylabel="weighted squared error" if report["loss"] == "l2" else f"weighted {report['loss']} loss",
-    )
+    cost = "weighted squared error" if report["loss"] == "l2" else f"weighted {report['loss']} loss"
+    left.set(title="Cost after each step", xlabel="step (the last one is the exact finish)", ylabel=cost)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(alpha=0.3)
 
@@ -53,41 +46,29 @@ def plot_fit(
     right.set(title="Error against rank", xlabel="rank", ylabel="relative squared error", ylim=(0, 1))
     right.grid(alpha=0.3)
     right.legend()
-    # No timestamp and no version: the same fit gives the same file.
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def plot_codes(path: Path, report: dict[str, Any]) -> None:
-    """Where the bytes of a coded table go: the code of a row in each class, and what is stored by part.
-
-    Args:
-        path: the PNG to write.
-        report: of the compression.
-    """
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4), width_ratios=(3, 2), layout="constrained")
+    """Where the bytes of a coded table go: the code of a row in each class, and what is stored by part."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     classes = range(1, len(report["row_bytes"]) + 1)
     left.bar(classes, [8 * count for count in report["row_bytes"]], color=BLUE)
-    left.set(
-        title="Bits of a row, from the weightiest rows to the lightest",
-        xlabel="class of rows (rows in it)",
-        ylabel="bits",
-    )
-    left.set_xticks(
-        classes, [f"{number}\n{_short(size)}" for number, size in zip(classes, report["cluster_sizes"], strict=True)]
-    )
+    left.set_title("Bits of a row, from the weightiest rows to the lightest")
+    left.set(xlabel="class of rows (rows in it)", ylabel="bits")
+    names = [f"{number}\n{_short(size)}" for number, size in enumerate(report["cluster_sizes"], 1)]
+    left.set_xticks(classes, names)
     left.tick_params(axis="x", labelsize=7)
     left.grid(axis="y", alpha=0.3)
 
-    names = {"weight": "codes of the rows", "decoder": "decoder matrix", "classes": "class ids", "means": "means"}
+    titles = {"weight": "codes of the rows", "decoder": "decoder matrix", "classes": "class ids", "means": "means"}
     parts = sorted(report["parts"].items(), key=lambda part: part[1])
-    right.barh(
-        [names.get(name, name.replace("_", " ")) for name, _ in parts], [count for _, count in parts], color=BLUE
-    )
+    names = [titles.get(name, name.replace("_", " ")) for name, _ in parts]
+    right.barh(names, [count for _, count in parts], color=BLUE)
     right.set(title=f"{report['bytes_stored']:,} bytes stored, by part", xlabel="bytes", xscale="log")
     right.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _short(count: int) -> str:

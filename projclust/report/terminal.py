@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 
 from projclust.glue.tasks import TASKS
-from projclust.report.phrases import heading, marks, plain, points
-from projclust.results.summary import AFTER, BEFORE, Mean, Score, Summary
+from projclust.report.phrases import columns, heading, marks, plain, points
+from projclust.results.summary import AFTER, BEFORE, Score, Summary
 
 _STAGES = {BEFORE: "before further training", AFTER: "after training"}
 
 
 def summary_table(summary: Summary) -> str:
-    """Variants by tasks in the last stage measured, and what they lost against dense in every stage.
-
-    What was lost is on average, or on the task if there is one only.
-    """
+    """Variants by tasks in the last stage measured; and in every stage, what they lost on average or on the only task."""
     stages, dense = summary.stages, summary.dense is not None
     names = ["variant", "smaller", *(TASKS[task].title for task in summary.tasks)]
     names += ["average"] * bool(summary.averages) + [f"drop {stage}" for stage in stages if dense]
@@ -31,7 +28,7 @@ def summary_table(summary: Summary) -> str:
         drops = {stage: score.drop for stage, score in overall.items()}
         line += [points(drops.get(stage), sign=True) or "-" for stage in stages if dense]
         lines.append(line)
-    return "\n".join([heading(summary), "; ".join(_notes(summary)), *_aligned(lines)])
+    return "\n".join([heading(summary), "; ".join(_notes(summary)), *columns(lines)])
 
 
 def _notes(summary: Summary) -> list[str]:
@@ -50,19 +47,7 @@ def _notes(summary: Summary) -> list[str]:
 
 def _score(scores: dict[str, Score], stages: Sequence[str], summary: Summary) -> str:
     score = scores.get(stages[-1]) if stages else None
-    return "-" if score is None else f"{score.score.mean:.2f}{_fewer(score.score, summary)}"
-
-
-def _fewer(mean: Mean, summary: Summary) -> str:
-    return "" if mean.seeds == len(summary.seeds) else f" ({mean.seeds})"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns two spaces apart, the first one to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))]
-        )
-        for first, *rest in lines
-    ]
+    if score is None:
+        return "-"
+    mean, fewer = score.score, score.score.seeds < len(summary.seeds)
+    return f"{mean.mean:.2f}" + f" ({mean.seeds})" * fewer

@@ -19,12 +19,6 @@ def write_report(rows: Iterable[Row], folder: Path) -> list[Summary]:
     """Write results.json, report.md, report.html, drop.png and error.png; a plot of nothing is removed.
 
     Everything is made before the first file is replaced, and each file is replaced whole.
-
-    Returns:
-        what was written, one summary for each model and protocol.
-
-    Raises:
-        ProjclustError: there are no rows, they contradict each other, or a file cannot be written.
     """
     summaries = summarize(rows)
     if not summaries:

@@ -183,12 +183,9 @@ def _score(points: dict[int, float], dense: dict[int, float]) -> Score:
 
 
 def _metrics(rows: list[Row], stage: str) -> dict[str, Mean]:
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.status == "done":
-            for name, value in (getattr(row, f"metrics_{stage}") or {}).items():
-                values.setdefault(name, []).append(value)
-    return {name: mean_over_seeds(of_metric) for name, of_metric in values.items()}
+    of_rows: list[dict[str, float]] = [getattr(row, f"metrics_{stage}") or {} for row in rows if row.status == "done"]
+    names = dict.fromkeys(name for metrics in of_rows for name in metrics)
+    return {name: mean_over_seeds([metrics[name] for metrics in of_rows if name in metrics]) for name in names}
 
 
 def _averages(cells: dict[tuple[str, str], list[Row]], dense: str | None) -> list[Average]:

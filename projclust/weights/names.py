@@ -1,7 +1,6 @@
 """Names of row weights, such as "wordfreq:en,de"; imports no torch."""
 
 import math
-import re
 
 from projclust.errors import OptionError, ProjclustError
 
@@ -26,8 +25,3 @@ def check_exponent(exponent: float) -> None:
     """Refuse a power to which frequencies cannot be raised."""
     if not (math.isfinite(exponent) and exponent > 0):
         raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
-
-
-def languages(detail: str) -> list[str]:
-    """The language codes of "en,de", or of "en+de" where commas separate something else; English for none."""
-    return re.split("[,+]", detail) if detail else ["en"]

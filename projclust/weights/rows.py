@@ -1,6 +1,7 @@
 """`RowWeights`: row weights with their name, as jobs read, use and record them."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,6 @@ from projclust.weights.names import (
     WORDFREQ,
     check_exponent,
     check_weights_name,
-    languages,
 )
 from projclust.weights.text import text_frequencies
 from projclust.weights.wordfreq import word_frequencies
@@ -74,7 +74,9 @@ class RowWeights:
             case "text":
                 frequencies = text_frequencies(detail, tokenizer(), n_rows)
             case _:
-                frequencies = word_frequencies(tokenizer(), n_rows, languages(detail))
+                # "en,de", or "en+de" where commas separate something else; English where none is named.
+                languages = re.split("[,+]", detail) if detail else ["en"]
+                frequencies = word_frequencies(tokenizer(), n_rows, languages)
         if exponent is None:
             exponent = 1.0 if source == COUNTS else DEFAULT_EXPONENT
         return cls(name, frequencies, exponent)

@@ -19,9 +19,9 @@ _ROWS = 200_000
 def text_frequencies(source: str, tokenizer: PreTrainedTokenizerBase, n_rows: int) -> Tensor:
     """Occurrences of each token per token of a text, special tokens included as the model gets them.
 
-    The source is a UTF-8 file with a text in each line; or a dataset, as its folder or its name on the Hub, each followed
-    by ``:CONFIG`` where it has several, of which the strings of the first 200,000 training rows are counted. The
-    frequencies are float64 with a sum of about 1; what does not occur weighs half of one occurrence.
+    The source is a UTF-8 file with a text in each line; or a dataset, as its folder or its name on the Hub, each
+    followed by ``:CONFIG`` where it has several, of which the strings of the first 200,000 training rows are counted.
+    The frequencies are float64 with a sum of about 1; what does not occur weighs half of one occurrence.
     """
     tally = Tally(tokenizer, n_rows)
     texts = (text for text in _texts(source) if text.strip())

@@ -116,20 +116,17 @@ def _known(languages: Sequence[str]) -> list[str]:
     except ImportError:
         raise ProjclustError("row weights by word frequency need the package wordfreq: pip install wordfreq") from None
     available = wordfreq.available_languages()
-    codes: dict[str, None] = {}  # each once, in their order
+    codes: list[str] = []
     for language in languages:
         code = language.strip().lower()
-        if code == ALL_LANGUAGES:
-            codes.update(dict.fromkeys(sorted(wordfreq.available_languages("large"))))
-        elif code in available:
-            codes[code] = None
-        else:
+        if code not in (ALL_LANGUAGES, *available):
             raise ProjclustError(
                 f"wordfreq has no language {language!r}: use a code such as en, de, fr, es, ru or zh, or all"
             )
+        codes += sorted(wordfreq.available_languages("large")) if code == ALL_LANGUAGES else [code]
     if not codes:
         raise ProjclustError("name at least one language")
-    return list(codes)
+    return list(dict.fromkeys(codes))
 
 
 def _dictionary(language: str) -> dict[str, float]:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib import pyplot
 from results_samples import DENSE_BYTES, diverged, make_row, many_rows
 
+from projclust.report import plots
 from projclust.report.accuracy_plots import Panel, Point, drop_panels, error_panels, plot_drops, plot_errors
-from projclust.report.plots import plot_fit
 from projclust.report.write import write_report
 from projclust.results.rows import Row
 from projclust.results.summary import Summary, summarize
@@ -144,7 +143,7 @@ def test_the_plot_of_a_fit_names_what_was_fitted(
     labels: list[str],
 ) -> None:
     figures: list[Any] = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
+    monkeypatch.setattr(plots, "save", lambda figure, target: figures.append(figure))
     report = {
         "cost_history": [3.0, 2.0],
         "loss": loss,
@@ -154,10 +153,8 @@ def test_the_plot_of_a_fit_names_what_was_fitted(
         "same_size_svd": {"j": 5, "weighted_relative_error": 0.4},
         "weighted_relative_error": 0.3,
     }
-    plot_fit(tmp_path / "fit.png", report, errors, [1.0, 0.6])
+    plots.plot_fit(tmp_path / "fit.png", report, errors, [1.0, 0.6])
     left, right = figures[0].axes
     assert left.get_ylabel() == ("weighted squared error" if loss == "l2" else "weighted l1 loss")
     shown = [text.get_text() for text in right.get_legend().get_texts()]
     assert [label for label in shown if "equal size" not in label] == labels
-    monkeypatch.undo()
-    pyplot.close(figures[0])
