@@ -57,7 +57,7 @@ def drop_panels(summary: Summary) -> list[Panel]:
     """Points lost against dense: a panel a task, then the averages; empty where dense was not measured."""
     panels = []
     for task, row in summary.tasks.items():
-        cells = {label: cell for (of_task, label), cell in summary.cells.items() if of_task == task}
+        cells = summary.of_task(task)
         sizes = {label: cell.times_smaller for label, cell in cells.items()}
         scores = {label: cell.scores for label, cell in cells.items()}
         diverged = sum(cell.diverged for cell in cells.values())
@@ -81,10 +81,9 @@ def error_panels(summary: Summary) -> list[Panel]:
 
 def _drops(summary: Summary, sizes: Mapping[str, float], scores: Mapping[str, Mapping[str, Score]]) -> list[Point]:
     return [
-        Point(_series(variant), label, sizes[label], stage, score.drop.mean, score.drop.standard_error)
+        Point(_series(variant), variant.label, sizes[variant.label], stage, score.drop.mean, score.drop.standard_error)
         for variant in summary.variants
-        for label in [variant.label]
-        for stage, score in scores.get(label, {}).items()
+        for stage, score in scores.get(variant.label, {}).items()
         if score.drop is not None
     ]
 
@@ -155,11 +154,11 @@ def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel],
         for name, stage in itertools.product(series, (BEFORE, AFTER)):
             colour, marker = styles[name]
             own = sorted((p for p in panel.points if (p.series, p.stage) == (name, stage)), key=place)
-            values, errors = [point.value for point in own], [point.error or 0.0 for point in own]
-            line = "none" if _same_size(points) else ":" if stage == BEFORE else "-"
-            style = {"color": colour, "marker": marker, "linestyle": line, "capsize": 2}
+            x, y = [place(point) for point in own], [point.value for point in own]
+            errors = [point.error or 0.0 for point in own]
             fill = "white" if stage == BEFORE else colour
-            axis.errorbar(list(map(place, own)), values, errors, markerfacecolor=fill, **style)
+            line = "none" if _same_size(points) else ":" if stage == BEFORE else "-"
+            axis.errorbar(x, y, errors, color=colour, marker=marker, markerfacecolor=fill, linestyle=line, capsize=2)
         if any(point.stage == BEFORE for point in panel.points) and panel.dense_change is not None:
             axis.axhline(panel.dense_change, **_DENSE_LINE)
         axis.axhline(0, color="black", linewidth=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from projclust.report.phrases import DEMONSTRATION, EXPLANATIONS, average_title, heading, plain, points, task_title
 from projclust.results.rows import BEST, DEMO, Row, variant_order
-from projclust.results.summary import STAGES, Cell, Mean, Score, Summary
+from projclust.results.summary import STAGES, Mean, Score, Summary
 
 DROP_PLOT, ERROR_PLOT = "drop.png", "error.png"
 
@@ -87,7 +87,7 @@ def _scores(summary: Summary) -> list[str]:
             *_score_cells(cell.scores, stages, dense),
         ]
         for task, row in summary.tasks.items()
-        for label, cell in _cells(summary, task)
+        for label, cell in summary.of_task(task).items()
     ]
     lines += [
         [average_title(summary, average), _escaped(label), *_score_cells(scores, stages, dense)]
@@ -130,9 +130,6 @@ def _coverage(summary: Summary) -> list[str]:
 
 
 def _diverged(summary: Summary) -> list[str]:
-    rows = [row for row in summary.rows if row.status == "diverged"]
-    if not rows:
-        return []
     lines = [
         [
             _escaped(task_title(row)),
@@ -141,8 +138,11 @@ def _diverged(summary: Summary) -> list[str]:
             "" if row.score_before is None else f"{row.score_before:.2f}",
             _escaped(row.reason or "unknown"),
         ]
-        for row in rows
+        for row in summary.rows
+        if row.status == "diverged"
     ]
+    if not lines:
+        return []
     note = "Training failed here; these cells are in no mean and no plot."
     return ["### Diverged", note, _table(("task", "variant", "seed", "before", "reason"), lines)]
 
@@ -162,15 +162,15 @@ def _choices(summary: Summary) -> list[str]:
 def _metrics(summary: Summary) -> list[str]:
     parts = ["Fractions of 1: mean ± standard error (number of seeds)."]
     for task, row in summary.tasks.items():
-        cells = list(_cells(summary, task))
+        cells = summary.of_task(task)
         columns = [
             (stage, name)
             for stage in STAGES
-            for name in dict.fromkeys(name for _, cell in cells for name in cell.metrics.get(stage, {}))
+            for name in dict.fromkeys(name for cell in cells.values() for name in cell.metrics.get(stage, {}))
         ]
         lines = [
             [_escaped(label), *(_seeds(cell.metrics.get(stage, {}).get(name), digits=4) for stage, name in columns)]
-            for label, cell in cells
+            for label, cell in cells.items()
         ]
         names = [f"{_escaped(name)} {stage}" for stage, name in columns]
         parts += [f"#### {_task_with_rows(row)}", _table(("variant", *names), lines)]
@@ -241,12 +241,6 @@ def _spec(row: Row) -> str:
     subspaces = "" if row.method == "svd" else f":k={row.k}"
     codes = f":codes={plain(row.codes)}" if row.codes is not None else ""
     return f"{row.method}{subspaces}:j={row.j}{':affine' * bool(row.affine)}{codes}"
-
-
-def _cells(summary: Summary, task: str) -> list[tuple[str, Cell]]:
-    """The variants measured on a task, in their order."""
-    labels = [variant.label for variant in summary.variants]
-    return [(label, summary.cells[task, label]) for label in labels if (task, label) in summary.cells]
 
 
 def _task_with_rows(row: Row) -> str:

@@ -57,8 +57,8 @@ def plot_codes(path: Path, report: dict[str, Any]) -> None:
     left.bar(classes, [8 * count for count in report["row_bytes"]], color=BLUE)
     left.set_title("Bits of a row, from the weightiest rows to the lightest")
     left.set(xlabel="class of rows (rows in it)", ylabel="bits")
-    names = [f"{number}\n{_short(size)}" for number, size in enumerate(report["cluster_sizes"], 1)]
-    left.set_xticks(classes, names)
+    sizes = [str(size) if size < 1000 else f"{size / 1000:.1f}k" for size in report["cluster_sizes"]]
+    left.set_xticks(classes, [f"{number}\n{size}" for number, size in zip(classes, sizes, strict=True)])
     left.tick_params(axis="x", labelsize=7)
     left.grid(axis="y", alpha=0.3)
 
@@ -69,7 +69,3 @@ def plot_codes(path: Path, report: dict[str, Any]) -> None:
     right.set(title=f"{report['bytes_stored']:,} bytes stored, by part", xlabel="bytes", xscale="log")
     right.grid(axis="x", alpha=0.3)
     save(figure, path)
-
-
-def _short(count: int) -> str:
-    return str(count) if count < 1000 else f"{count / 1000:.1f}k"

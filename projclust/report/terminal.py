@@ -10,7 +10,7 @@ _STAGES = {BEFORE: "before further training", AFTER: "after training"}
 
 
 def summary_table(summary: Summary) -> str:
-    """Variants by tasks in the last stage measured; and in every stage, what they lost on average or on the only task."""
+    """Variants by tasks in the last stage measured, and what they lost in each stage on average or on the only task."""
     stages, dense = summary.stages, summary.dense is not None
     names = ["variant", "smaller", *(TASKS[task].title for task in summary.tasks)]
     names += ["average"] * bool(summary.averages) + [f"drop {stage}" for stage in stages if dense]

@@ -24,13 +24,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Score:
-    """What one variant reached in one stage, in points, and how much less that is than what dense did.
-
-    The drop is paired: over each seed that both have, in the same stage. Dense itself has none.
-    """
+    """What one variant reached in one stage, in points."""
 
     score: Mean
-    drop: Mean | None
+    drop: Mean | None  # dense less this variant for each seed that both have, in the same stage; None for dense itself
 
 
 @dataclass(frozen=True)
@@ -93,6 +90,11 @@ class Summary:
     def stages(self) -> list[str]:
         """The stages in which anything was measured."""
         return [stage for stage in STAGES if any(stage in cell.scores for cell in self.cells.values())]
+
+    def of_task(self, task: str) -> dict[str, Cell]:
+        """The variants measured on a task, by label, in their order."""
+        labels = [variant.label for variant in self.variants]
+        return {label: self.cells[task, label] for label in labels if (task, label) in self.cells}
 
     @property
     def seeds(self) -> list[int]:
@@ -219,8 +221,7 @@ def _shared(points: dict[tuple[str, str], dict[int, float]]) -> tuple[list[str],
         seed: {task for task in tasks if all(seed in points.get((task, label), {}) for label in labels)}
         for seed in seeds
     }
-    sets = list(has.values())
-    chosen = max(sets, key=lambda one: (len(one), sum(one <= other for other in sets)), default=set())
+    chosen = max(has.values(), key=lambda one: (len(one), sum(one <= other for other in has.values())), default=set())
     return [task for task in tasks if task in chosen], [seed for seed in seeds if chosen <= has[seed]]
 
 

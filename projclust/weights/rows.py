@@ -11,17 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from projclust.results.identity import identity_hash
+from projclust.weights import names
 from projclust.weights.counts import read_counts
 from projclust.weights.importance import row_weights
-from projclust.weights.names import (
-    COUNTS,
-    DEFAULT_EXPONENT,
-    TEXT,
-    UNIFORM,
-    WORDFREQ,
-    check_exponent,
-    check_weights_name,
-)
 from projclust.weights.text import text_frequencies
 from projclust.weights.wordfreq import word_frequencies
 
@@ -41,7 +33,7 @@ class RowWeights:
         exponent: the power of the frequencies that the weights are; None where they are uniform, or given as they are.
     """
 
-    name: str = UNIFORM
+    name: str = names.UNIFORM
     frequencies: Tensor | None = None
     exponent: float | None = None
 
@@ -62,23 +54,23 @@ class RowWeights:
             ProjclustError: there are no such weights; the exponent is not a positive number; the file or text is
                 missing or not one; the language is unknown; or what `tokenizer` raises.
         """
-        check_weights_name(name)
+        names.check_weights_name(name)
         if exponent is not None:
-            check_exponent(exponent)
+            names.check_exponent(exponent)
         source, _, detail = name.partition(":")
         match source:
-            case "uniform":
+            case names.UNIFORM:
                 return cls(name)
-            case "counts":
+            case names.COUNTS:
                 frequencies = read_counts(Path(detail), n_rows, lambda: dict(tokenizer().get_vocab()))
-            case "text":
+            case names.TEXT:
                 frequencies = text_frequencies(detail, tokenizer(), n_rows)
             case _:
                 # "en,de", or "en+de" where commas separate something else; English where none is named.
                 languages = re.split("[,+]", detail) if detail else ["en"]
                 frequencies = word_frequencies(tokenizer(), n_rows, languages)
         if exponent is None:
-            exponent = 1.0 if source == COUNTS else DEFAULT_EXPONENT
+            exponent = 1.0 if source == names.COUNTS else names.DEFAULT_EXPONENT
         return cls(name, frequencies, exponent)
 
     @cached_property
@@ -106,11 +98,11 @@ class RowWeights:
     def recorded(self) -> str:
         """The name as results hold it: commas between languages, and only the last part of a path on this machine."""
         source, _, detail = self.name.partition(":")
-        if source == COUNTS:
-            return f"{COUNTS}:{Path(detail).name}"
-        if source == WORDFREQ:
+        if source == names.COUNTS:
+            return f"{names.COUNTS}:{Path(detail).name}"
+        if source == names.WORDFREQ:
             return self.name.replace("+", ",")
         path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
-        if source == TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
-            return f"{TEXT}:{Path(path).resolve().name}{colon}{config}"
+        if source == names.TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
+            return f"{names.TEXT}:{Path(path).resolve().name}{colon}{config}"
         return self.name
