@@ -3,7 +3,7 @@
 Labels, bases and sums travel between them; Gram matrices never do.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
@@ -11,13 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Collective:
-    """A torch.distributed process group, or this process alone.
-
-    Attributes:
-        group: the process group; None for a single process.
-        size: the number of processes.
-        rank: the number of this process among them.
-    """
+    """A torch.distributed process group of `size` processes, in which this one has the number `rank`, or it alone."""
 
     group: "dist.ProcessGroup | None" = None
     size: int = 1
@@ -25,12 +19,16 @@ class Collective:
 
     @staticmethod
     def of(group: "dist.ProcessGroup | None") -> "Collective":
-        """The processes of a group that this process belongs to; for None, this process alone."""
         return Collective() if group is None else Collective(group, dist.get_world_size(group), dist.get_rank(group))
 
-    def shard(self, total: int) -> slice:
-        """This process's part of `total` items; the parts of two processes differ by at most one item."""
-        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+    def shard(self, total: int, rank: int | None = None) -> slice:
+        """This or another process's part of `total` items; the parts of two processes differ by at most one item."""
+        rank = self.rank if rank is None else rank
+        return slice(total * rank // self.size, total * (rank + 1) // self.size)
+
+    def deal(self, rows: Tensor) -> Tensor:
+        """This process's share of rows dealt out in turn: consecutive parts of a vocabulary differ, by frequency."""
+        return rows[self.rank :: self.size]
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Replace the tensor by its sum over all processes."""
@@ -42,6 +40,6 @@ class Collective:
         """Complete a tensor of whose leading dimension every process has filled its own shard; in place."""
         if self.group is not None:
             for rank in range(self.size):
-                part = tensor[replace(self, rank=rank).shard(len(tensor))]
+                part = tensor[self.shard(len(tensor), rank)]
                 dist.broadcast(part, dist.get_global_rank(self.group, rank), group=self.group)
         return tensor

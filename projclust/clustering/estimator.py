@@ -193,11 +193,7 @@ class ProjectiveClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
 
 
 def _as_labels(labels: Any, like: Tensor, k: int) -> Tensor:
-    """The labels as a tensor of the shape and on the device of `like`.
-
-    Raises:
-        ProjclustError: they have another shape, or are not the numbers of clusters.
-    """
+    """The labels, which must be numbers of clusters, as a tensor of the shape and on the device of `like`."""
     found = torch.as_tensor(labels if isinstance(labels, Tensor) else np.array(labels), device=like.device)
     if found.shape != like.shape or found.is_floating_point() or ((found < 0) | (found >= k)).any():
         raise ProjclustError(f"labels must be {len(like)} whole numbers from 0 to {k - 1}, one for each row")

@@ -1,6 +1,7 @@
 """`fit_clustering`: projective clustering of a matrix as a function, with its options and its result."""
 
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -78,12 +79,10 @@ def fit_clustering(
 def _fit_rows(rows: Rows, options: ClusteringOptions, progress: Progress) -> Clustering:
     """The clustering of this process's rows."""
     generator = torch.Generator().manual_seed(options.seed)
-    steps = 0
+    steps = count(1)
 
     def on_step(step: int, cost: float) -> None:
-        nonlocal steps
-        steps += 1
-        progress(options.restarts, steps, cost)
+        progress(options.restarts, next(steps), cost)
 
     robust = options.loss is not Loss.L2
     weighted = downweight_long_rows(rows) if robust else rows

@@ -18,11 +18,7 @@ Progress = Callable[[int, int, float], None]
 
 
 def as_table(X: Any) -> Tensor:
-    """A matrix as a float tensor, which shares its memory where it can.
-
-    Raises:
-        ProjclustError: the entries are complex, NaN or infinite, or it is not a matrix.
-    """
+    """A matrix of finite real entries as a float tensor, which shares its memory where it can."""
     with warnings.catch_warnings():
         # Nothing here writes to a table, so that read-only memory is as good as any.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -43,11 +39,7 @@ def as_table(X: Any) -> Tensor:
 
 
 def as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | None:
-    """(n,) float64 row weights, or None where there are none.
-
-    Raises:
-        ProjclustError: they are negative, not numbers, all zero, or of another shape.
-    """
+    """(n,) float64 row weights that are not negative and not all zero, or None where there are none."""
     if sample_weight is None:
         return None
     if not isinstance(sample_weight, Tensor):

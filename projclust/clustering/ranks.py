@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projclust.clustering.rows import Rows
 from projclust.clustering.scatter import ClusterScatter, fit_subspaces
 from projclust.clustering.solver import Clustering, OnStep, Solution, evaluate
 from projclust.clustering.subspaces import Subspaces, assign_rows
@@ -23,19 +22,10 @@ def adapt_ranks(scatter: ClusterScatter, equal: Solution, start: Tensor, tol: fl
     """Continue from a solution of equal ranks to one of unequal ranks with no more parameters.
 
     Rows that need few directions end up in all subspaces of equal rank, and then no subspace can do with few. So the
-    search begins twice: at the labels of the equal solution, and at the labels that the solution itself started from.
-
-    Args:
-        scatter: the clusters' scatter in the equal solution.
-        equal: the equal solution.
-        start: (k, r, d) the low-rank bases that it started from.
-        tol: stop when a step lowers the cost by no more than this fraction of it.
-        on_step: called after every step that lowers the cost further; these continue the numbers of `equal`.
+    search begins twice: at the labels of the equal solution, whose scatter this is, and at those of the low-rank bases
+    `start` (k, r, d) from which it came. Steps that lower the cost of the equal solution continue its history.
     """
-    rows, (k, rank, d) = scatter.rows, equal.subspaces.bases.shape
-    affine = equal.subspaces.means is not None
-    budget = rank * (rows.total + k * d)
-    history = list(equal.history)
+    rows, rank, history = scatter.rows, equal.subspaces.ranks[0], list(equal.history)
 
     def on_cost(cost: float) -> None:
         # The first steps may cost more than the equal solution that they leave, which took many steps to converge.
@@ -46,7 +36,7 @@ def adapt_ranks(scatter: ClusterScatter, equal: Solution, start: Tensor, tol: fl
     found: list[Solution] = []
     for labels in (scatter.labels, assign_rows(rows, Subspaces.of(start)).labels):
         scatter.update(labels)
-        found.append(_alternate(scatter, rank, affine, budget, tol, on_cost))
+        found.append(_alternate(scatter, rank, tol, on_cost))
     best = min(found, key=lambda solution: solution.cost)
     ranks = best.subspaces.ranks
     subspaces = replace(best.subspaces, bases=best.subspaces.bases[:, : max(ranks)].clone())
@@ -56,21 +46,18 @@ def adapt_ranks(scatter: ClusterScatter, equal: Solution, start: Tensor, tol: fl
     return evaluate(rows, best.labels, subspaces, best.spectra, history)
 
 
-def _alternate(
-    scatter: ClusterScatter, rank: int, affine: bool, budget: int, tol: float, on_cost: Callable[[float], None]
-) -> Solution:
-    """Alternate between ranks and labels, from the labels of `scatter` on.
+def _alternate(scatter: ClusterScatter, rank: int, tol: float, on_cost: Callable[[float], None]) -> Solution:
+    """Alternate between ranks and labels, from the labels of `scatter` on, with no more parameters than `rank` takes.
 
-    Returns:
-        a solution without a history, whose bases have more directions than their ranks.
+    The solution has no history, and more directions than its ranks.
     """
     rows, k, d = scatter.rows, scatter.n_clusters, scatter.rows.dim
-    labels = scatter.labels
+    labels, affine, budget = scatter.labels, scatter.sums is not None, rank * (rows.total + k * d)
     subspaces, _ = fit_subspaces(rows, labels, k, min(2 * rank, d - 1), affine)
     last, kept = torch.inf, [rank] * k
     for _ in range(_MOST_STEPS):
         improved, energies, cost = scatter.iterate(subspaces)
-        ranks, price = _allocate(energies, _sizes(rows, scatter.labels, k), d, budget)
+        ranks, price = _allocate(energies, rows.count(scatter.labels, k) + d, budget)
         cost += _captured(energies, subspaces.ranks) - _captured(energies, ranks)
         if cost >= (1 - tol) * last:
             break
@@ -81,26 +68,20 @@ def _alternate(
         scatter.update(assign_rows(rows, subspaces, penalties).labels)
 
     subspaces, spectra = fit_subspaces(rows, labels, k, d - 1, affine)
-    ranks, _ = _allocate(spectra[:, : d - 1], _sizes(rows, labels, k), d, budget)
+    ranks, _ = _allocate(spectra[:, : d - 1], rows.count(labels, k) + d, budget)
     # A budget is rarely spent to the last parameter, so that exact energies need not buy the better ranks.
     ranks = max(ranks, kept, key=lambda own: _captured(spectra, own))
     cost = float(spectra.sum()) - _captured(spectra, ranks)
     return Solution(labels, replace(subspaces, ranks=ranks), spectra, cost, history=[])
 
 
-def _allocate(energies: Tensor, sizes: Tensor, d: int, budget: int) -> tuple[list[int], float]:
-    """Ranks that capture the most energy within a budget of parameters, each at least 1.
+def _allocate(energies: Tensor, costs: Tensor, budget: int) -> tuple[list[int], float]:
+    """Ranks of at least 1 that capture the most energy within a budget of parameters.
 
-    Args:
-        energies: (k, j) the energy that each direction of each cluster captures, strongest first.
-        sizes: (k,) the number of rows in each cluster.
-        d: the number of columns.
-        budget: the number of parameters that may be spent.
-
-    Returns:
-        the ranks; and the price, which is the energy per parameter of the last direction bought.
+    Directions capture `energies` (k, j), strongest first, and cost so many parameters (k,) each. The price comes with
+    the ranks: it is the energy per parameter of the last direction bought.
     """
-    costs = (sizes + d).double().unsqueeze(1).expand_as(energies)
+    costs = costs.double().unsqueeze(1).expand_as(energies)
     # Directions are bought in order, even where iteration has not yet sorted them.
     worth = energies.cummin(1).values / costs
     worth[:, 0] = torch.inf
@@ -115,8 +96,3 @@ def _allocate(energies: Tensor, sizes: Tensor, d: int, budget: int) -> tuple[lis
 def _captured(energies: Tensor, ranks: list[int]) -> float:
     """The energy that the leading directions of all clusters capture."""
     return float(sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(ranks)))
-
-
-def _sizes(rows: Rows, labels: Tensor, n_clusters: int) -> Tensor:
-    """(k,) the number of rows in each cluster, over all processes."""
-    return rows.collective.all_reduce(torch.bincount(labels, minlength=n_clusters))

@@ -15,6 +15,7 @@ only the energy of the row that the subspace explains.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,15 +36,10 @@ _ROUND_ROWS = 128
 
 @dataclass(frozen=True)
 class Leverage:
-    """The leverage of rows in each of k subspaces.
+    """The leverage of a row of weight one in each of k subspaces."""
 
-    Attributes:
-        per_energy: (k,) the leverage of a row of weight one, for every unit of its energy in the subspace.
-        per_row: (k,) the leverage that such a row has in the mean, or None for linear subspaces.
-    """
-
-    per_energy: Tensor
-    per_row: Tensor | None
+    per_energy: Tensor  # (k,) for every unit of its energy in the subspace
+    per_row: Tensor | None  # (k,) in the mean; None for linear subspaces
 
     @staticmethod
     def none(subspaces: Subspaces) -> "Leverage":
@@ -52,14 +48,9 @@ class Leverage:
 
     @staticmethod
     def of(energies: Tensor, totals: Tensor, masses: Tensor, dim: int, affine: bool) -> "Leverage":
-        """The leverage that follows from float64 statistics of the clusters.
+        """The leverage in clusters whose directions capture `energies` (k, j) of `totals` (k,), in `dim` columns.
 
-        Args:
-            energies: (k, j) the energy that each direction captures.
-            totals: (k,) the energy of each cluster.
-            masses: (k,) the sum of the weights in each cluster.
-            dim: the number of columns d.
-            affine: whether the subspaces have means.
+        The sum of the weights in each cluster is its mass; all statistics are float64.
         """
         captured = energies.sum(1)
         left = ((totals - captured) / (dim - energies.shape[1])).clamp(min=0).unsqueeze(1)
@@ -70,14 +61,8 @@ class Leverage:
         return Leverage(per_energy, torch.where(masses > 0, 1 / masses, 0) if affine else None)
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A proposed reassignment of all rows.
-
-    Attributes:
-        labels: (n,) int64, the best subspace for each row.
-        gains: (n,) by how much the move of each row is expected to lower the cost, for each unit of its weight.
-    """
+class Proposal(NamedTuple):
+    """The best subspace for each row, and by how much its move is expected to lower the cost, per unit of weight."""
 
     labels: Tensor
     gains: Tensor
@@ -91,18 +76,9 @@ def propose_moves(
     dtype: torch.dtype | None = None,
     which: Tensor | None = None,
 ) -> tuple[Proposal, Tensor]:
-    """Compare all subspaces for every row, or for some rows while the others stay.
+    """Compare all subspaces, which have one rank, for the m rows `which`, by default all, while the others stay.
 
-    Args:
-        rows: n rows.
-        subspaces: k subspaces of one rank.
-        labels: (n,) int64, the subspace that each row is assigned to.
-        leverage: the leverage of rows in the subspaces.
-        dtype: the dtype of the products with the rows; default: that of all arithmetic.
-        which: (m,) the numbers of the rows that may move; default: all n.
-
-    Returns:
-        the proposal, and the gaps (m, k) uint8 by which each subspace is worse than the best, see `GAP_LEVELS`.
+    Products with the rows are in `dtype`. With the proposal come the gaps (m, k) uint8; see `GAP_LEVELS`.
     """
     test = _HartiganTest(rows, subspaces, leverage, dtype)
     found = Proposal(labels.clone(), torch.zeros_like(rows.norms))
@@ -126,11 +102,9 @@ def propose_moves_among(
     candidates: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Proposal:
-    """Compare only the candidate subspaces of every row, with one product for each subspace.
+    """Compare only the candidate subspaces (n, k) bool of every row, with one product for each subspace.
 
-    Args:
-        rows, subspaces, labels, leverage, dtype: as for `propose_moves`.
-        candidates: (n, k) bool, which subspaces to compare. A row's own is among them; a row without any stays.
+    A row's own subspace is among them; a row without any stays.
     """
     test = _HartiganTest(rows, subspaces, leverage, dtype)
     found = Proposal(labels.clone(), torch.zeros_like(rows.norms))
@@ -164,13 +138,9 @@ class _HartiganTest:
         self.per_row = None if leverage.per_row is None else leverage.per_row.to(rows.dtype)
 
     def costs(self, where: slice | Tensor, block: Tensor, labels: Tensor, cluster: int | None = None) -> Tensor:
-        """(rows, k) what leaving its own subspace saves for each row and what joining any other one costs.
+        """(rows, k) what leaving its own subspace saves for each row of a block and what joining any other one costs.
 
-        Args:
-            where: which rows the block holds.
-            block: (rows, d) a block of the table.
-            labels: (rows,) the subspaces that these rows are assigned to.
-            cluster: the only subspace to compute costs for, which makes them (rows, 1); default: all.
+        Given the number of one cluster, only for that: (rows, 1).
         """
         rows, these = self.rows, slice(None) if cluster is None else slice(cluster, cluster + 1)
         bases = self.bases[these]

@@ -31,21 +31,11 @@ def downweight_long_rows(rows: Rows) -> Rows:
         return rows
     typical = lengths[lengths > 0].median()
     factors = (typical / rows.norms.clamp(min=torch.finfo(rows.dtype).tiny)).clamp(max=1)
-    return rows.reweighted(factors if rows.weights is None else factors * rows.weights)
+    return rows.reweighted(rows.weighted(factors))
 
 
 def fit_robustly(rows: Rows, start: Clustering, options: ClusteringOptions, on_step: OnStep) -> Clustering:
-    """Continue from a fit by squared distances to one by the loss of the options, of the same rank.
-
-    Args:
-        rows: n rows with their own weights.
-        start: the fit by squared distances, of equal ranks.
-        options: the loss, whether there are means, and `max_iter` and `tol` of the steps.
-        on_step: called after every step, with numbers from 1.
-
-    Returns:
-        a clustering whose `inertia` and `cost_history` are weighted sums of the loss.
-    """
+    """Continue from a fit by squared distances, of equal ranks, to one by the loss of the options."""
     (k, rank, _), loss, affine = start.bases.shape, options.loss, options.affine
     residuals = rows.gather(start.residuals)
     if residuals.any() and not residuals.median():  # exact rows say nothing of how far others are
@@ -57,8 +47,7 @@ def fit_robustly(rows: Rows, start: Clustering, options: ClusteringOptions, on_s
         weights = _weights(rows, loss, distances, median)
         scatter = ClusterScatter(rows.reweighted(weights), labels, k, affine, keep_grams=False)
         subspaces, _, _ = scatter.iterate(subspaces)
-        nearest = assign_rows(rows, subspaces)
-        labels, distances = nearest.labels, nearest.distances
+        labels, distances = assign_rows(rows, subspaces)
         history.append(rows.weighted_sum(_losses(loss, distances, median)))
         on_step(len(history), history[-1])
         if len(history) > 1 and history[-2] - history[-1] <= options.tol * history[-2]:
@@ -80,9 +69,6 @@ def _losses(loss: Loss, distances: Tensor, median: float) -> Tensor:
 
 def _weights(rows: Rows, loss: Loss, distances: Tensor, median: float) -> Tensor:
     """(n,) the rows' weights times those with which least squares minimises the loss, up to a constant factor."""
-    lengths, tiny = distances.sqrt(), torch.finfo(rows.dtype).tiny
-    if loss is Loss.L1:
-        factors = median / lengths.clamp(min=max(_SMALLEST * median, tiny))
-    else:
-        factors = (median / lengths.clamp(min=tiny)).clamp(max=1)
-    return factors if rows.weights is None else factors * rows.weights
+    smallest = max(_SMALLEST * median if loss is Loss.L1 else 0, torch.finfo(rows.dtype).tiny)
+    factors = median / distances.sqrt().clamp(min=smallest)
+    return rows.weighted(factors if loss is Loss.L1 else factors.clamp(max=1))

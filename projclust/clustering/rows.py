@@ -21,25 +21,13 @@ _COARSEST = 0.02
 
 @dataclass(frozen=True)
 class Rows:
-    """This process's shard of the rows of a matrix, with their squared lengths and weights.
+    """This process's share of the rows of a matrix; see `Collective.deal`."""
 
-    Attributes:
-        table: (n, d) of any float dtype; it may be a memory map, and on another device than the arithmetic.
-        norms: (n,) the squared length of every row.
-        weights: (n,) row weights, or None where all are one.
-        collective: the processes that hold the other rows.
-        numbers: (n,) which of the rows of the whole matrix these are, ascending.
-        total: the number of rows of the whole matrix.
-        unsharded: the rows of the whole matrix; None where this process has them all.
-    """
-
-    table: Tensor
-    norms: Tensor
-    weights: Tensor | None
-    collective: Collective
-    numbers: Tensor
-    total: int
-    unsharded: "Rows | None" = None
+    table: Tensor  # (n, d) of any float dtype; it may be a memory map, and on another device than the arithmetic
+    norms: Tensor  # (n,) the squared length of every row
+    weights: Tensor | None  # (n,); None where all are one
+    collective: Collective = Collective()  # the processes that hold the other rows
+    unsharded: "Rows | None" = None  # the rows of the whole matrix; None where this process has them all
 
     @staticmethod
     def of(
@@ -48,40 +36,34 @@ class Rows:
         device: torch.device | None = None,
         collective: Collective | None = None,
     ) -> "Rows":
-        """This process's shard of the rows of `table`.
+        """This process's share of the rows of a matrix, which is the same in every process.
 
-        Args:
-            table: (total, d) the same matrix in every process.
-            weights: (total,) row weights, or None.
-            device: where to compute; default: where the table is. A table that is elsewhere is moved there if there is
-                room, or else block by block whenever it is read.
-            collective: the processes that share the rows; default: this one alone.
+        The rows are on the computing device, by default that of the table, if there is room; or else they are moved
+        there block by block whenever they are read.
         """
         collective = collective or Collective()
         device = table.device if device is None else device
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
-        # Rows are dealt out in turn: a vocabulary is in the order of frequency, so that consecutive parts differ.
-        dealt = slice(collective.rank, None, collective.size)
-        own = table[dealt]
-        if _fits(own, device):
-            own = own.to(device)
-        all_weights = None if weights is None else weights.to(device, dtype)
-        weights = None if all_weights is None else all_weights[dealt]
-        numbers = torch.arange(collective.rank, len(table), collective.size, device=device)
+        weights = None if weights is None else weights.to(device, dtype)
+        own, own_weights = collective.deal(table), None if weights is None else collective.deal(weights)
         norms = torch.empty(len(own), dtype=dtype, device=device)
-        rows = Rows(own, norms, weights, collective, numbers=numbers, total=len(table))
+        rows = Rows(own.to(device) if _fits(own, device) else own, norms, own_weights, collective)
+        if collective.size > 1:
+            rows = replace(rows, unsharded=Rows(table, norms.new_empty(len(table)), weights))
         for where, block in rows.blocks(rows.dim):
-            rows.norms[where] = block.square().sum(1)
-        if collective.size == 1:
-            return rows
-        numbers = torch.arange(len(table), device=device)
-        everything = Rows(table, rows.gather(norms), all_weights, Collective(), numbers=numbers, total=len(table))
-        return replace(rows, unsharded=everything)
+            norms[where] = block.square().sum(1)
+        rows.whole.norms.copy_(rows.gather(norms))
+        return rows
 
     @property
     def whole(self) -> "Rows":
         """The rows of the whole matrix, which every process can read."""
         return self if self.unsharded is None else self.unsharded
+
+    @property
+    def total(self) -> int:
+        """The number of rows of the whole matrix."""
+        return len(self.whole)
 
     def reweighted(self, weights: Tensor) -> "Rows":
         """The same rows with other weights (n,)."""
@@ -119,10 +101,7 @@ class Rows:
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``(where, block)``: consecutive rows of the table, or of ``table[only]``, ready for arithmetic.
 
-        Args:
-            width: the columns of the caller's largest temporary, which set the number of rows in a block.
-            only: row numbers, on the device of the arithmetic; default: all rows.
-            dtype: the dtype of the block; default: that of all arithmetic.
+        The columns of the caller's largest temporary, `width`, set the number of rows in a block.
         """
         dtype = self.dtype if dtype is None else dtype
         step = max(_FEWEST_ROWS, block_bytes(self.device) // (dtype.itemsize * max(width, self.dim)))
@@ -133,15 +112,9 @@ class Rows:
             block = self.table[where] if only is None else self.table.index_select(0, only[where])
             yield where, block.to(self.device, dtype)
 
-    def weighted(self, block: Tensor, which: slice | Tensor) -> Tensor:
-        """The rows of `block`, which are ``table[which]``, times their weights."""
-        return block if self.weights is None else block * self.weights[which].unsqueeze(1)
-
-    def per_weight(self, costs: Tensor, which: slice) -> Tensor:
-        """(rows, k) the costs (k,) of whole rows, as costs for each unit of a row's weight."""
-        if self.weights is None:
-            return costs.unsqueeze(0)
-        return costs / self.weights[which].clamp(min=torch.finfo(self.dtype).tiny).unsqueeze(1)
+    def weighted(self, values: Tensor, which: slice | Tensor = slice(None)) -> Tensor:
+        """(m, ...) values that belong to the rows `which`, by default to all, times the weights of these."""
+        return values if self.weights is None else values * self.weights[which].view(-1, *[1] * (values.dim() - 1))
 
     def weighted_sum(self, values: Tensor) -> float:
         """The sum over the rows of all processes of (n,) values times weights, in float64."""
@@ -154,23 +127,15 @@ class Rows:
         rows = self.whole
         drawn = torch.randperm(self.total, generator=generator)[:size].sort().values.to(self.device)
         weights = None if rows.weights is None else rows.weights[drawn]
-        numbers = torch.arange(len(drawn), device=self.device)
-        return Rows(rows.take(drawn), rows.norms[drawn], weights, Collective(), numbers=numbers, total=len(drawn))
+        return Rows(rows.take(drawn), rows.norms[drawn], weights)
 
     def take(self, which: Tensor) -> Tensor:
         """(m, d) the rows ``table[which]``, ready for arithmetic."""
         return self.table.index_select(0, which.to(self.table.device)).to(self.device, self.dtype)
 
-    def locate(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Find rows of the whole matrix in this process's shard.
-
-        Returns:
-            the places in `numbers` of the rows that are in the shard, and where in the shard these are.
-        """
-        numbers = numbers.to(self.device)
-        found = torch.searchsorted(self.numbers, numbers).clamp_(max=max(len(self) - 1, 0))
-        places = (self.numbers[found] == numbers).nonzero().squeeze(1)
-        return places, found[places]
+    def count(self, kinds: Tensor, total: int) -> Tensor:
+        """(total,) how often each whole number below `total` occurs in the 1-d tensors `kinds` of all processes."""
+        return self.collective.all_reduce(torch.bincount(kinds, minlength=total))
 
     def gather(self, values: Tensor) -> Tensor:
         """(total, ...) values of every row of the whole matrix, from those (n, ...) of each shard."""

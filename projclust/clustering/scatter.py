@@ -1,5 +1,7 @@
 """The sufficient statistics of a fit, which are the mass, mean and scatter of every cluster, and the fit itself."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,8 @@ class ClusterScatter:
     """The mass, mean and scatter of every cluster over all processes, updated as rows change their labels.
 
     Sums are float64, over products in the working dtype. The Gram matrix of a cluster is updated by the rows that
-    joined and left it, not computed anew, because after a few steps only one row in a hundred moves.
-
-    Args:
-        rows: this process's rows.
-        labels: (n,) int64, the cluster of each row.
-        n_clusters: the number of clusters k.
-        affine: whether the subspaces have means.
-        keep_grams: False where the weights of `rows` hold for one step only, so that keeping matrices does not pay.
+    joined and left it, not computed anew, because after a few steps only one row in a hundred moves. Where the weights
+    of the rows hold for one step only, `keep_grams` is False: keeping matrices would not pay.
     """
 
     def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
@@ -60,8 +56,8 @@ class ClusterScatter:
         """Keep labels, and each cluster's mass and energy, which every process sums over all rows in no time."""
         self.labels, self._all_labels = labels, all_labels
         rows = self.rows.whole
-        weights = torch.ones_like(rows.norms) if rows.weights is None else rows.weights
-        sums = torch.stack([weights.double(), weights.double() * rows.norms])
+        weights = rows.weighted(torch.ones_like(rows.norms)).double()
+        sums = torch.stack([weights, weights * rows.norms])
         members = rows_by_cluster(all_labels, self.n_clusters)
         # (k,) the sum of the weights w in each cluster, and that of w |x|^2.
         self._masses, self._energies = torch.stack([sums[:, which].sum(1) for which in members], 1)
@@ -115,13 +111,8 @@ class ClusterScatter:
         With the labels as they are, no step ever raises the cost. A step takes a fraction of the time of an
         eigendecomposition, and all leading parts of the basis converge at once.
 
-        Args:
-            subspaces: k subspaces, of any ranks.
-            steps: the number of steps.
-
-        Returns:
-            better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of the
-            bases before the last step captures; and the cost of those bases with these means and labels.
+        Returns better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of
+        the bases before the last step captures; and the cost of those bases with these means and labels.
         """
         means, totals = self.means(), self._centred_totals()
         collective, bases = self.rows.collective, subspaces.bases
@@ -162,18 +153,10 @@ class ClusterScatter:
 def fit_subspaces(
     rows: Rows, labels: Tensor, n_clusters: int, rank: int, affine: bool = False
 ) -> tuple[Subspaces, Tensor]:
-    """The subspace of each cluster with the least weighted squared error, computed in float64 throughout.
+    """The subspaces of one rank with the least weighted squared error, computed in float64 throughout.
 
-    Args:
-        rows: n rows.
-        labels: (n,) int64, the cluster of each row.
-        n_clusters: the number of clusters k.
-        rank: the rank of all subspaces.
-        affine: whether to fit a mean to each cluster too.
-
-    Returns:
-        the subspaces, and their spectra (k, d) float64, which are all eigenvalues of each cluster's scatter, largest
-        first. The squared error of cluster c at any rank r is ``spectra[c, r:].sum()``.
+    With them come the spectra (k, d) float64, which are all eigenvalues of each cluster's scatter, largest first. The
+    squared error of cluster c at any rank r is ``spectra[c, r:].sum()``.
     """
     d, collective, whole = rows.dim, rows.collective, rows.whole
     bases = torch.zeros(n_clusters, rank, d, dtype=rows.dtype, device=rows.device)
@@ -213,13 +196,10 @@ def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
     In rare cases GPU eigensolvers have failed, or returned vectors that are not orthonormal. Then the CPU takes over.
     """
     if gram.is_cuda:
-        try:
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             values, vectors = torch.linalg.eigh(gram)
             identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
             if (vectors.T @ vectors - identity).abs().max() < 1e-9:
                 return values, vectors
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            pass
-        values, vectors = torch.linalg.eigh(gram.cpu())
-        return values.to(gram.device), vectors.to(gram.device)
-    return torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(gram.cpu())
+    return values.to(gram.device), vectors.to(gram.device)

@@ -51,13 +51,8 @@ def initial_labels(
 ) -> Tensor:
     """(starts, n) int64 labels to start from; random choices are made on the CPU, the same for every device.
 
-    Args:
-        init: the way of seeding.
-        rows: n rows, the same in every process, because each process tries starts of its own.
-        n_clusters: the number of clusters k.
-        rank: the rank of the subspaces that residual seeding fits.
-        generators: the sources of all random choices, one for each start.
-        residual: the share of the energy that one direction leaves; where it is large, low precision will do.
+    The rows are the same in every process, because each tries starts of its own. Residual seeding fits subspaces of
+    `rank`. One direction leaves the share `residual` of the energy; where it is large, low precision will do.
     """
     match init:
         case Init.SPHERICAL:
@@ -74,7 +69,7 @@ def initial_labels(
 def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) -> Tensor:
     """(n,) labels of a random partition into clusters whose sizes, over all processes, differ by at most one."""
     labels = torch.randperm(rows.total, generator=generator) % n_clusters
-    return labels.to(rows.device)[rows.numbers]
+    return rows.collective.deal(labels.to(rows.device))
 
 
 def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Generator], residual: float) -> Tensor:
@@ -85,18 +80,17 @@ def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Ge
     n, d, k, starts = len(rows), rows.dim, n_clusters, len(generators)
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     dtype = rows.search_dtype(residual)
-    mass = torch.ones_like(scale) if rows.weights is None else rows.weights
     directions = torch.zeros(starts, k, d, dtype=rows.dtype, device=rows.device)
     spread = torch.ones(n, starts, dtype=rows.dtype, device=rows.device)  # 1 - cosine to the nearest direction so far
     for cluster in range(k):
-        seeds = rows.take(_draw_rows(mass.unsqueeze(1) * spread, generators))  # (starts, d)
+        seeds = rows.take(_draw_rows(rows.weighted(spread), generators))  # (starts, d)
         directions[:, cluster] = torch.nn.functional.normalize(seeds, dim=1)
         for where, block in rows.blocks(d):
             gap = 1 - (block @ directions[:, cluster].T) * scale[where].unsqueeze(1)
             spread[where] = (gap if cluster == 0 else torch.minimum(spread[where], gap)).clamp_(min=0)
 
     labels = torch.zeros(starts, n, dtype=torch.int64, device=rows.device)
-    factor = mass * scale  # factor * x is the row's unit vector times its weight
+    factor = rows.weighted(scale)  # factor * x is the row's unit vector times its weight
     for _ in range(_KMEANS_STEPS):
         sums = torch.zeros_like(directions)
         moved = torch.zeros((), dtype=torch.int64, device=rows.device)
@@ -123,7 +117,7 @@ def rank_one_residual(rows: Rows) -> float:
         direction = torch.nn.functional.normalize(direction, dim=0)
         product = torch.zeros_like(direction)
         for where, block in rows.blocks(rows.dim):
-            product += rows.weighted((block @ direction).unsqueeze(1), where).squeeze(1) @ block
+            product += rows.weighted(block @ direction, where) @ block
         energy, direction = float(product @ direction), product
     return 1 - energy / max(rows.weighted_sum(rows.norms), torch.finfo(rows.dtype).tiny)
 
@@ -135,8 +129,7 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
     group_size = min(rows.total, max(2 * rank, rows.total // n_clusters))
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     for _ in range(n_clusters):
-        mass = distances if rows.weights is None else distances * rows.weights
-        center = rows.take(_draw_rows(mass.unsqueeze(1), [generator])).squeeze(0)
+        center = rows.take(_draw_rows(rows.weighted(distances).unsqueeze(1), [generator])).squeeze(0)
         cosines = torch.empty_like(rows.norms)
         for where, block in rows.blocks(rows.dim):
             cosines[where] = (block @ center) * scale[where]
@@ -175,17 +168,9 @@ def successive_halving(
     before, and only the best quarter of each batch of starts goes on to it. Low-rank subspaces tell apart rows that
     high-rank ones serve equally well, and on real tables starting at low ranks gains more than further starts do.
 
-    Args:
-        sample: m rows, the same in every process.
-        labels: (starts, m) int64, the initial labels of this process's starts.
-        n_clusters: the number of clusters k.
-        ranks: the ranks, ascending.
-        generators: the sources of the first directions, one for each start of this process.
-        residual: as for `initial_labels`.
-        collective: the processes that try starts of their own; default: this one alone.
-
-    Returns:
-        (k, last rank, d) the bases of the best start; and (all starts,) float64 the cost of each at its last rank.
+    The sample is the same in every process of the collective; the initial labels (starts, m) and the generators of
+    first directions are those of this process's starts. `residual` is as for `initial_labels`. Returns the bases
+    (k, last rank, d) of the best start of all processes, and the float64 cost of each start at its last rank.
     """
     collective, device = collective or Collective(), sample.device
     counts = torch.zeros(collective.size, dtype=torch.int64, device=device)
@@ -227,8 +212,7 @@ def _fit_at_rank(
 ) -> tuple[Tensor, Tensor]:
     """Raise the rank of bases (starts, k, known, d), which may be 0, by a few steps of orthogonal iteration.
 
-    Returns:
-        the bases (starts, k, rank, d), and the energy (starts,) that each start captures.
+    With the bases comes the energy (starts,) that each start captures.
     """
     _, k, known, d = bases.shape
     shape = (k, rank - known, d)
@@ -251,9 +235,7 @@ def _products(
     """Multiply each basis with the scatter of the rows nearest to its first `rank` directions.
 
     Where `rank` is None, `labels` (starts, m) assign the rows. Products are in `dtype`, which is enough for a start.
-
-    Returns:
-        the products (starts, k, r, d), and the energy (starts,) that the first `rank` directions capture.
+    With them comes the energy (starts,) that the first `rank` directions capture.
     """
     starts, k, r, _ = bases.shape
     products = torch.zeros_like(bases)
@@ -264,9 +246,7 @@ def _products(
         lengths = torch.linalg.vector_norm(coordinates[..., :rank], dim=3, dtype=sample.dtype)
         explained = lengths.square()  # (rows, starts, k)
         nearest = labels[:, where].T if rank is None else explained.argmax(2)
-        own = torch.nn.functional.one_hot(nearest, k).to(sample.dtype)
-        if sample.weights is not None:
-            own *= sample.weights[where].view(-1, 1, 1)
+        own = sample.weighted(torch.nn.functional.one_hot(nearest, k).to(sample.dtype), where)
         captured += (explained * own).sum((0, 2), dtype=torch.float64)
         shares = coordinates * own.unsqueeze(3).to(block.dtype)
         products += (shares.flatten(1).T @ block).view_as(products)

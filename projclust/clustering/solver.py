@@ -38,19 +38,11 @@ _CONTINUATION_TOL = 1e-3
 
 @dataclass(frozen=True)
 class Solution:
-    """The labels and subspaces that a run ended with.
+    """The labels and subspaces that a run ended with, their cost, and the cost after each step."""
 
-    Attributes:
-        labels: (n,) int64, the cluster of each row; with equal ranks its nearest subspace.
-        subspaces: the k subspaces, fitted to the labels before the last reassignment.
-        spectra: (k, d) float64 eigenvalues of each cluster's scatter.
-        cost: the cost of the labels and subspaces.
-        history: the cost after each step.
-    """
-
-    labels: Tensor
-    subspaces: Subspaces
-    spectra: Tensor
+    labels: Tensor  # (n,) int64; with equal ranks the nearest subspace of each row
+    subspaces: Subspaces  # fitted to the labels before the last reassignment
+    spectra: Tensor  # (k, d) float64 eigenvalues of each cluster's scatter
     cost: float
     history: list[float]
 
@@ -86,26 +78,19 @@ class Clustering:
 def fit_equal_ranks(
     rows: Rows, start: Tensor, options: ClusteringOptions, generator: torch.Generator, on_step: OnStep
 ) -> tuple[ClusterScatter, Solution]:
-    """Continue from low-rank subspaces to full rank, and alternate there until it no longer pays.
+    """Continue from low-rank bases `start` (k, r, d) to full rank, and alternate there until it no longer pays.
 
-    Args:
-        rows: n rows.
-        start: (k, r, d) orthonormal bases, with r at most the rank of the options.
-        options: the rank, whether there are means, and `max_iter` and `tol` of the steps at full rank.
-        generator: the source of directions that complete the bases, and of the halves of the rows that take turns.
-        on_step: called after every step at full rank.
-
-    Returns:
-        the clusters' scatter, with the labels before the last reassignment; and the solution.
+    The scatter that comes with the solution has the labels before the last reassignment.
     """
     rank, affine, max_iter, tol = options.rank, options.affine, options.max_iter, options.tol
     k, lowest, _ = start.shape
     labels = assign_rows(rows, Subspaces.of(start)).labels
-    order = _balanced_order(rows.collective.all_reduce(torch.bincount(labels, minlength=k)))
+    order = _balanced_order(rows.count(labels, k))
     start, labels = start[order], order.argsort()[labels]
     scatter = ClusterScatter(rows, labels, k, affine)
     subspaces = Subspaces.of(start, scatter.means())
-    halves = torch.randint(2, (rows.total,), generator=generator, dtype=torch.bool).to(rows.device)[rows.numbers]
+    halves = torch.randint(2, (rows.total,), generator=generator, dtype=torch.bool)
+    halves = rows.collective.deal(halves.to(rows.device))
     levels = (lowest, round((lowest * rank) ** 0.5)) if lowest < rank else ()
     for level, steps in zip(levels, _CONTINUATION_STEPS, strict=False):
         # Twice the directions in use, so that the next level finds good ones.
@@ -113,21 +98,20 @@ def fit_equal_ranks(
         subspaces, _ = alternate(scatter, subspaces.truncated(level), halves, steps, _CONTINUATION_TOL)
     subspaces = enlarge_bases(scatter, Subspaces.of(subspaces.bases, subspaces.means), rank, generator)
     history: list[float] = []
-    coarse = True
     while True:
+        # What is left after a search in low precision needs full precision.
+        coarse = not history
         subspaces, costs = alternate(scatter, subspaces, halves, max_iter - len(history), tol, on_step, coarse)
         history += costs
         subspaces, spectra = fit_subspaces(rows, scatter.labels, k, rank, affine)
-        nearest = assign_rows(rows, subspaces)
-        cost = rows.weighted_sum(nearest.distances)
+        labels, distances = assign_rows(rows, subspaces)
+        cost = rows.weighted_sum(distances)
         gained = 1 - cost / max(float(spectra[:, rank:].sum()), 1e-300)
         if len(history) >= max_iter or gained <= max(tol, 8 * torch.finfo(rows.dtype).eps):
-            return scatter, Solution(nearest.labels, subspaces, spectra, cost, history)
-        # What is left after a search in low precision needs full precision.
-        scatter.update(nearest.labels)
+            return scatter, Solution(labels, subspaces, spectra, cost, history)
+        scatter.update(labels)
         history.append(cost)
         on_step(len(history), cost)
-        coarse = False
 
 
 def _balanced_order(sizes: Tensor) -> Tensor:
@@ -156,21 +140,12 @@ def alternate(
 ) -> tuple[Subspaces, list[float]]:
     """Alternate between the labels, which `scatter` holds, and subspaces of fixed ranks.
 
-    The two halves of the rows take turns: the gain of a move is that of one row alone, and rows that all moved at once
-    would miss each other. A step that raises the cost after all is taken back. From there on rows move by distance
-    alone, which cannot raise it.
+    The two halves of the rows, (n,) bool, take turns: the gain of a move is that of one row alone, and rows that all
+    moved at once would miss each other. A step that raises the cost after all is taken back. From there on rows move by
+    distance alone, which cannot raise it. The end is where the moves of two steps are expected to gain no more than
+    `tol` of the cost. With `coarse`, labels may be chosen in a lower precision than that of sums.
 
-    Args:
-        scatter: the clusters' scatter, with the labels to start from.
-        subspaces: k subspaces of one rank.
-        halves: (n,) bool, the half that each row is in.
-        max_iter: the most steps.
-        tol: stop when the moves of two steps are expected to gain no more than this fraction of the cost.
-        on_step: called after every step.
-        coarse: whether labels may be chosen in a lower precision than that of sums.
-
-    Returns:
-        the subspaces, one iteration better than those of the last cost; and the cost after each step.
+    Returns the subspaces, one iteration better than those of the last cost, and the cost after each step.
     """
     rows, rank = scatter.rows, subspaces.ranks[0]
     subspaces, energies, cost = scatter.iterate(subspaces)
@@ -236,7 +211,7 @@ def _candidate_subspaces(rows: Rows, labels: Tensor, gaps: Tensor) -> Tensor:
 
     The bound on gaps is set by the share of pairs that it admits. Rows with no candidate but their own have none.
     """
-    counts = rows.collective.all_reduce(torch.bincount(gaps.flatten().int(), minlength=GAP_LEVELS + 1))
+    counts = rows.count(gaps.flatten().int(), GAP_LEVELS + 1)
     counts[0] -= rows.total  # the best ones
     within = counts.cumsum(0) <= _CANDIDATE_SHARE * counts.sum()
     candidates = gaps < within.sum()
@@ -250,19 +225,16 @@ def fill_small_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
 
     A linear subspace of rank j passes through any j rows, and an affine one through any j + 1: that is its capacity. A
     cluster filled up to its capacity costs nothing, and the clusters that the rows leave cannot get worse, so the cost
-    never rises. Only rows of positive weight count. Empty clusters are the extreme case.
-
-    Returns:
-        (n,) new labels, or `labels` itself where no cluster is too small or no row is served badly.
+    never rises. Only rows of positive weight count. Empty clusters are the extreme case. Where no cluster is too small or
+    no row is served badly, the result is `labels` itself.
     """
     capacity = torch.tensor(subspaces.ranks, device=rows.device) + (subspaces.means is not None)
     counted = labels if rows.weights is None else labels[rows.weights > 0]
-    sizes = rows.collective.all_reduce(torch.bincount(counted, minlength=len(subspaces)))
-    vacancies = (capacity - sizes).clamp(min=0)
+    vacancies = (capacity - rows.count(counted, len(subspaces))).clamp(min=0)
     if not vacancies.any():
         return labels
     distances = project_rows(rows, labels, subspaces)[1]
-    importance = distances if rows.weights is None else distances * rows.weights
+    importance = rows.weighted(distances)
     # Rows that their subspace meets up to rounding gain nothing, and rows of small clusters stay where they are.
     rounding = 1e-5 if rows.dtype == torch.float32 else 1e-12
     movable = (importance > 0) & (distances > rounding * rows.norms) & (vacancies[labels] == 0)
@@ -272,7 +244,6 @@ def fill_small_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
     if len(worst) == 0:
         return labels
     takers = torch.arange(len(vacancies), device=vacancies.device).repeat_interleave(vacancies)[: len(worst)]
-    places, own = rows.locate(worst)
-    labels = labels.clone()
-    labels[own] = takers[places]
-    return labels
+    all_labels = rows.gather(labels).clone()
+    all_labels[worst] = takers
+    return rows.collective.deal(all_labels)

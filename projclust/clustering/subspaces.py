@@ -8,6 +8,7 @@ product, made block by block, and no array of n x k x j ever exists.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,16 +21,10 @@ SMALL = 2**16
 
 @dataclass(frozen=True)
 class Subspaces:
-    """k subspaces in d dimensions.
+    """k subspaces in d dimensions, each of its own dimension."""
 
-    Attributes:
-        bases: (k, j, d) orthonormal rows, strongest direction first; rows beyond a subspace's own rank are not used.
-        means: (k, d) a point of each subspace, or None where all pass through the origin.
-        ranks: the dimension of each subspace.
-    """
-
-    bases: Tensor
-    means: Tensor | None
+    bases: Tensor  # (k, j, d) orthonormal rows, strongest direction first; those beyond a subspace's rank are not used
+    means: Tensor | None  # (k, d) a point of each subspace, or None where all pass through the origin
     ranks: list[int]
 
     @staticmethod
@@ -54,27 +49,15 @@ class Subspaces:
         return torch.stack([mean - (self.basis(c) @ mean) @ self.basis(c) for c, mean in enumerate(self.means)])
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """The nearest subspace of every row.
-
-    Attributes:
-        labels: (n,) int64.
-        distances: (n,) the squared distance to it.
-    """
+class Assignment(NamedTuple):
+    """The nearest subspace of every row, and the squared distance to it, (n,) each."""
 
     labels: Tensor
     distances: Tensor
 
 
 def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = None) -> Assignment:
-    """Assign every row to its nearest subspace, by distances to all of them.
-
-    Args:
-        rows: n rows.
-        subspaces: k subspaces, of any ranks.
-        penalties: (k,) what a row pays for each subspace beside its weighted squared distance.
-    """
+    """Assign every row to its nearest subspace; `penalties` (k,) come on top of its weighted squared distances."""
     k = len(subspaces)
     stacked = torch.cat([subspaces.basis(cluster) for cluster in range(k)])  # (sum of ranks, d)
     normals = None if subspaces.means is None else subspaces.normals()
@@ -89,18 +72,19 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
             explained = torch.stack([part.square().sum(1) for part in parts], 1)
         if normals is not None:
             explained += 2 * (block @ normals.T) - normals.square().sum(1)
-        worth = explained if penalties is None else explained - rows.per_weight(penalties, where)
+        worth = explained
+        if penalties is not None:
+            weights = rows.weighted(torch.ones_like(explained[:, :1]), where)
+            worth = explained - penalties / weights.clamp(min=torch.finfo(rows.dtype).tiny)
         labels[where] = worth.argmax(1)
         distances[where] = rows.norms[where] - explained.gather(1, labels[where].unsqueeze(1)).squeeze(1)
     return Assignment(labels, distances.clamp_(min=0))
 
 
 def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
-    """Project every row onto the subspace of its label.
+    """The coefficients (n, j) of every row in the basis of its label, and the squared residuals (n,).
 
-    Returns:
-        the coefficients (n, j) of the rows in the bases, zero beyond a subspace's own rank; and the squared residuals
-        (n,), computed from the rebuilt rows, so that they stay accurate when they are small.
+    These are computed from the rebuilt rows, so that they stay accurate when they are small.
     """
     coefficients = torch.zeros(len(rows), subspaces.bases.shape[1], dtype=rows.dtype, device=rows.device)
     residuals = torch.empty_like(rows.norms)
@@ -122,8 +106,7 @@ def centred_blocks(rows: Rows, members: Tensor, means: Tensor | None, cluster: i
 def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
     """The row numbers of each cluster, in ascending order."""
     order = labels.argsort(stable=True)
-    sizes: list[int] = torch.bincount(labels, minlength=n_clusters).tolist()
-    return list(order.split(sizes))
+    return list(order.split(torch.bincount(labels, minlength=n_clusters).tolist()))
 
 
 def orthonormal_rows(matrices: Tensor) -> Tensor:
