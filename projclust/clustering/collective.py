@@ -19,7 +19,7 @@ class Collective:
 
     @staticmethod
     def of(group: "dist.ProcessGroup | None") -> "Collective":
-        return Collective() if group is None else Collective(group, dist.get_world_size(group), dist.get_rank(group))
+        return ALONE if group is None else Collective(group, dist.get_world_size(group), dist.get_rank(group))
 
     def shard(self, total: int, rank: int | None = None) -> slice:
         """This or another process's part of `total` items; the parts of two processes differ by at most one item."""
@@ -43,3 +43,6 @@ class Collective:
                 part = tensor[self.shard(len(tensor), rank)]
                 dist.broadcast(part, dist.get_global_rank(self.group, rank), group=self.group)
         return tensor
+
+
+ALONE = Collective()

@@ -89,7 +89,8 @@ def propose_moves(
         costs = test.costs(here, block, labels[here])
         best, found.labels[here] = costs.min(1)
         found.gains[here] = costs.gather(1, labels[here].unsqueeze(1)).squeeze(1) - best
-        shares = (costs - best.unsqueeze(1)) / rows.norms[here].clamp(min=test.tiny).unsqueeze(1)
+        lengths = rows.norms[here].clamp(min=torch.finfo(rows.dtype).tiny)
+        shares = (costs - best.unsqueeze(1)) / lengths.unsqueeze(1)
         gaps[where] = (shares.clamp_(0, 1).sqrt_() * GAP_LEVELS).to(torch.uint8)
     return found, gaps
 
@@ -130,7 +131,6 @@ class _HartiganTest:
     def __init__(self, rows: Rows, subspaces: Subspaces, leverage: Leverage, dtype: torch.dtype | None) -> None:
         rank, means = subspaces.ranks[0], subspaces.means
         self.rows = rows
-        self.tiny = torch.finfo(rows.dtype).tiny
         self.bases = subspaces.bases[:, :rank].to(dtype or rows.dtype)  # (k, j, d)
         self.means = means
         self.offsets = None if means is None else torch.einsum("kjd,kd->kj", subspaces.bases[:, :rank], means)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from projclust.clustering.collective import Collective
+from projclust.clustering.collective import ALONE, Collective
 
 # The size of the largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of
 # a fit stays near that of the table. A GPU should be filled, but for what else lives in its memory.
@@ -26,22 +26,18 @@ class Rows:
     table: Tensor  # (n, d) of any float dtype; it may be a memory map, and on another device than the arithmetic
     norms: Tensor  # (n,) the squared length of every row
     weights: Tensor | None  # (n,); None where all are one
-    collective: Collective = Collective()  # the processes that hold the other rows
+    collective: Collective = ALONE  # the processes that hold the other rows
     unsharded: "Rows | None" = None  # the rows of the whole matrix; None where this process has them all
 
     @staticmethod
     def of(
-        table: Tensor,
-        weights: Tensor | None = None,
-        device: torch.device | None = None,
-        collective: Collective | None = None,
+        table: Tensor, weights: Tensor | None = None, device: torch.device | None = None, collective: Collective = ALONE
     ) -> "Rows":
         """This process's share of the rows of a matrix, which is the same in every process.
 
         The rows are on the computing device, by default that of the table, if there is room; or else they are moved
         there block by block whenever they are read.
         """
-        collective = collective or Collective()
         device = table.device if device is None else device
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
         weights = None if weights is None else weights.to(device, dtype)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projclust.clustering.collective import Collective
+from projclust.clustering.collective import ALONE, Collective
 from projclust.clustering.inputs import ClusteringOptions, Progress
 from projclust.clustering.rows import Rows
 from projclust.clustering.scatter import fit_subspaces
@@ -160,7 +160,7 @@ def successive_halving(
     ranks: Sequence[int],
     generators: Sequence[torch.Generator],
     residual: float = 0.0,
-    collective: Collective | None = None,
+    collective: Collective = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Fit several starts at low ranks, drop the worse ones before the last rank, and keep the best.
 
@@ -172,18 +172,14 @@ def successive_halving(
     first directions are those of this process's starts. `residual` is as for `initial_labels`. Returns the bases
     (k, last rank, d) of the best start of all processes, and the float64 cost of each start at its last rank.
     """
-    collective, device = collective or Collective(), sample.device
-    counts = torch.zeros(collective.size, dtype=torch.int64, device=device)
+    counts = torch.zeros(collective.size, dtype=torch.int64, device=sample.device)
     counts[collective.rank] = len(labels)
-    collective.all_reduce(counts)
-    first = int(counts[: collective.rank].sum())  # the number of this process's first start
+    first = int(collective.all_reduce(counts)[: collective.rank].sum())  # the number of this process's first start
     total = sample.weighted_sum(sample.norms)
-    costs = torch.zeros(int(counts.sum()), dtype=torch.float64, device=device)
-    batches = list(torch.arange(len(labels), device=device).split(_STARTS_PER_BATCH)) if len(labels) else []
+    own = torch.zeros(len(labels), dtype=torch.float64, device=sample.device)
+    batches = list(torch.arange(len(own), device=own.device).split(_STARTS_PER_BATCH)) if len(own) else []
     bases = [sample.norms.new_empty((len(batch), n_clusters, 0, sample.dim)) for batch in batches]
     for rank in ranks:
-        own = costs[first : first + len(labels)].clone()
-        costs.zero_()
         for number, batch in enumerate(batches):
             if rank == ranks[-1] and len(ranks) > 1:
                 kept = own[batch].argsort()[: (len(batch) + 3) // 4]
@@ -193,7 +189,8 @@ def successive_halving(
             dtype = sample.search_dtype(residual)
             bases[number], captured = _fit_at_rank(sample, bases[number], rank, labels[batch], drawing, dtype)
             own[batch] = total - captured
-        costs[first : first + len(labels)] = own
+        costs = own.new_zeros(int(counts.sum()))
+        costs[first : first + len(own)] = own
         residual = float(collective.all_reduce(costs).min()) / max(total, torch.finfo(sample.dtype).tiny)
     best = int(costs.argmin()) - first
     winner = sample.norms.new_zeros(n_clusters, ranks[-1], sample.dim)
@@ -217,16 +214,12 @@ def _fit_at_rank(
     _, k, known, d = bases.shape
     shape = (k, rank - known, d)
     more = torch.stack([torch.randn(shape, dtype=sample.dtype, generator=generator) for generator in generators])
-    bases = _orthonormal(torch.cat([bases, more.to(sample.device)], 2))
+    bases = orthonormal_rows(torch.cat([bases, more.to(sample.device)], 2))
     # The first steps keep the assignment by the known directions, or by the labels, while the new ones improve.
     for compared in [known, rank, rank] if known else [None, None, rank, rank]:
         products, captured = _products(sample, bases, compared, labels, dtype)
-        bases = _orthonormal(products)
+        bases = orthonormal_rows(products)
     return bases, captured
-
-
-def _orthonormal(bases: Tensor) -> Tensor:
-    return orthonormal_rows(bases.flatten(0, 1)).view_as(bases)
 
 
 def _products(

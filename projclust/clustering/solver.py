@@ -13,7 +13,7 @@ the run is at its end.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,7 +95,8 @@ def fit_equal_ranks(
     for level, steps in zip(levels, _CONTINUATION_STEPS, strict=False):
         # Twice the directions in use, so that the next level finds good ones.
         subspaces = enlarge_bases(scatter, subspaces, min(2 * level, rank), generator)
-        subspaces, _ = alternate(scatter, subspaces.truncated(level), halves, steps, _CONTINUATION_TOL)
+        subspaces = replace(subspaces, ranks=[level] * k)
+        subspaces, _ = alternate(scatter, subspaces, halves, steps, _CONTINUATION_TOL)
     subspaces = enlarge_bases(scatter, Subspaces.of(subspaces.bases, subspaces.means), rank, generator)
     history: list[float] = []
     while True:
@@ -153,14 +154,14 @@ def alternate(
     history: list[float] = []
     gains = [torch.inf]
     gaps = torch.zeros(len(rows), len(subspaces), dtype=torch.uint8, device=rows.device)
-    candidates: Tensor | None = None  # known once all subspaces were compared for both halves
-    compared = 0  # the number of halves for which they were
+    candidates = torch.zeros_like(gaps, dtype=torch.bool)
+    compared = 0  # the number of halves for which all subspaces were compared; both make candidates known
     by_leverage = True  # whether rows move by Hartigan's test or by distance alone
     while len(history) < max_iter:
         before, acting = scatter.labels, halves == bool(len(history) % 2)
         leverage = scatter.leverage(energies[:, :rank]) if by_leverage else Leverage.none(subspaces)
         dtype = rows.search_dtype(cost / total) if coarse else rows.dtype
-        if candidates is None:
+        if compared < 2:
             which = acting.nonzero().squeeze(1)
             proposal, gaps[which] = propose_moves(rows, subspaces, before, leverage, dtype, which)
             compared += 1
@@ -176,14 +177,14 @@ def alternate(
             scatter.update(before)
             if not by_leverage:  # the precision does not resolve what is left to gain
                 break
-            candidates, compared, by_leverage = None, 0, False
+            compared, by_leverage = 0, False
             continue
         subspaces, energies, cost = improved, new_energies, new_cost
         history.append(cost)
         on_step(len(history), cost)
         gains.append(rows.weighted_sum(proposal.gains) / max(cost, 1e-300))
         if filled is not proposal.labels:  # the filled clusters were not candidates for the rows they now resemble
-            candidates, compared = None, 0
+            compared = 0
         elif gains[-2] + gains[-1] <= tol:
             break
     return subspaces, history
@@ -225,8 +226,8 @@ def fill_small_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
 
     A linear subspace of rank j passes through any j rows, and an affine one through any j + 1: that is its capacity. A
     cluster filled up to its capacity costs nothing, and the clusters that the rows leave cannot get worse, so the cost
-    never rises. Only rows of positive weight count. Empty clusters are the extreme case. Where no cluster is too small or
-    no row is served badly, the result is `labels` itself.
+    never rises. Only rows of positive weight count. Empty clusters are the extreme case. The result is `labels` itself
+    where no cluster is too small or no row is served badly.
     """
     capacity = torch.tensor(subspaces.ranks, device=rows.device) + (subspaces.means is not None)
     counted = labels if rows.weights is None else labels[rows.weights > 0]

@@ -39,15 +39,6 @@ class Subspaces:
         """(j, d) the basis of one cluster, where j is its own rank."""
         return self.bases[cluster, : self.ranks[cluster]]
 
-    def truncated(self, rank: int) -> "Subspaces":
-        """The subspaces that the strongest directions of each span, at most `rank` of them."""
-        return Subspaces(self.bases, self.means, [min(rank, own) for own in self.ranks])
-
-    def normals(self) -> Tensor:
-        """(k, d) the part of each mean outside its subspace, where the perpendicular from the origin meets it."""
-        assert self.means is not None
-        return torch.stack([mean - (self.basis(c) @ mean) @ self.basis(c) for c, mean in enumerate(self.means)])
-
 
 class Assignment(NamedTuple):
     """The nearest subspace of every row, and the squared distance to it, (n,) each."""
@@ -58,15 +49,19 @@ class Assignment(NamedTuple):
 
 def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = None) -> Assignment:
     """Assign every row to its nearest subspace; `penalties` (k,) come on top of its weighted squared distances."""
-    k = len(subspaces)
-    stacked = torch.cat([subspaces.basis(cluster) for cluster in range(k)])  # (sum of ranks, d)
-    normals = None if subspaces.means is None else subspaces.normals()
+    bases = [subspaces.basis(cluster) for cluster in range(len(subspaces))]
+    stacked, normals = torch.cat(bases), None
+    if subspaces.means is not None:  # (k, d) the part of each mean outside its subspace
+        pairs = zip(bases, subspaces.means, strict=True)
+        normals = torch.stack([mean - (basis @ mean) @ basis for basis, mean in pairs])
     labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     distances = torch.empty_like(rows.norms)
     for where, block in rows.blocks(len(stacked)):
         coordinates = block @ stacked.T
         if len(set(subspaces.ranks)) == 1:
-            explained = torch.linalg.vector_norm(coordinates.view(len(block), k, -1), dim=-1).square()  # (rows, k)
+            explained = torch.linalg.vector_norm(
+                coordinates.view(len(block), len(bases), -1), dim=-1
+            ).square()  # (rows, k)
         else:
             parts = coordinates.split(subspaces.ranks, 1)
             explained = torch.stack([part.square().sum(1) for part in parts], 1)
@@ -110,16 +105,17 @@ def rows_by_cluster(labels: Tensor, n_clusters: int) -> list[Tensor]:
 
 
 def orthonormal_rows(matrices: Tensor) -> Tensor:
-    """(k, j, d) orthonormal rows such that the first r of them span what the first r rows of each matrix span.
+    """(..., j, d) orthonormal rows such that the first r of them span what the first r rows of each matrix span.
 
     Cholesky-QR does this mostly with matrix products. Large matrices are factored in their own precision, which is
     enough where the rows are far from dependent, as those of a basis that moved a little are; all others in float64.
     Where rows are too close to dependent for either, Householder's method on the CPU takes over. A matrix without full
     rank is completed by arbitrary directions.
     """
-    bases = torch.empty_like(matrices)
-    at_once = max(1, block_bytes(matrices.device) // (8 * matrices[0].numel()))
-    for part, out in zip(matrices.split(at_once), bases.split(at_once), strict=True):
+    stack = matrices.flatten(0, -3)
+    bases = torch.empty_like(stack)
+    at_once = max(1, block_bytes(stack.device) // (8 * stack[0].numel()))
+    for part, out in zip(stack.split(at_once), bases.split(at_once), strict=True):
         good = torch.zeros(len(part), dtype=torch.bool)
         if part.dtype == torch.float32 and part[0].numel() > SMALL:
             found, good = _cholesky_orthonormal(part, 2e-6)
@@ -132,7 +128,7 @@ def orthonormal_rows(matrices: Tensor) -> Tensor:
             hinted = exact + 1e-8 * torch.eye(*exact.shape, dtype=exact.dtype, device=exact.device)
             found[cluster] = torch.linalg.qr(hinted.T.cpu())[0].T.to(found.device, found.dtype)
         out.copy_(found)
-    return bases
+    return bases.view_as(matrices)
 
 
 def _cholesky_orthonormal(matrices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
