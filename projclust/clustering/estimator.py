@@ -126,11 +126,7 @@ class ProjectiveClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
         return _like(X, assign_rows(self._rows(X, subspaces), subspaces).labels)
 
     def transform(self, X: Any, labels: Any = None) -> Any:
-        """(n, j) coordinates of the rows of `X` (n, d), each in the basis of its cluster.
-
-        Args:
-            X: (n, d) rows.
-            labels: (n,) the cluster of each row; default: the nearest, as `predict` finds it.
+        """(n, j) coordinates of the rows of `X` (n, d) in the bases of `labels` (n,), or else of the nearest subspaces.
 
         Raises:
             ProjclustError: not fitted yet, another number of columns, NaN or infinity in `X`, or other labels.

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from projclust.clustering.collective import Collective
 from projclust.clustering.inputs import ClusteringOptions, Progress, as_table, as_weights
 from projclust.clustering.ranks import adapt_ranks
 from projclust.clustering.robust import downweight_long_rows, fit_robustly
-from projclust.clustering.rows import Rows, exact_products
+from projclust.clustering.rows import Collective, Rows, exact_products
 from projclust.clustering.scatter import fit_subspaces
 from projclust.clustering.seeding import best_start, random_partition
 from projclust.clustering.solver import Clustering, evaluate, fit_equal_ranks
@@ -68,12 +67,8 @@ def fit_clustering(
     with exact_products(device):
         rows = Rows.of(table, weights, device, Collective.of(process_group))
         found = _fit_rows(rows, options, progress or (lambda start, step, cost: None))
-        return replace(
-            found,
-            labels=rows.gather(found.labels),
-            coefficients=rows.gather(found.coefficients),
-            residuals=rows.gather(found.residuals),
-        )
+        labels, coefficients, residuals = map(rows.gather, (found.labels, found.coefficients, found.residuals))
+        return replace(found, labels=labels, coefficients=coefficients, residuals=residuals)
 
 
 def _fit_rows(rows: Rows, options: ClusteringOptions, progress: Progress) -> Clustering:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projclust.clustering.scatter import ClusterScatter, fit_subspaces
+from projclust.clustering.scatter import ClusterScatter, captured_energy, fit_subspaces
 from projclust.clustering.solver import Clustering, OnStep, Solution, evaluate
 from projclust.clustering.subspaces import Subspaces, assign_rows
 
@@ -47,10 +47,7 @@ def adapt_ranks(scatter: ClusterScatter, equal: Solution, start: Tensor, tol: fl
 
 
 def _alternate(scatter: ClusterScatter, rank: int, tol: float, on_cost: Callable[[float], None]) -> Solution:
-    """Alternate between ranks and labels, from the labels of `scatter` on, with no more parameters than `rank` takes.
-
-    The solution has no history, and more directions than its ranks.
-    """
+    """Alternate between ranks and labels, from the labels of `scatter` on, in the parameters that `rank` takes."""
     rows, k, d = scatter.rows, scatter.n_clusters, scatter.rows.dim
     labels, affine, budget = scatter.labels, scatter.sums is not None, rank * (rows.total + k * d)
     subspaces, _ = fit_subspaces(rows, labels, k, min(2 * rank, d - 1), affine)
@@ -58,7 +55,7 @@ def _alternate(scatter: ClusterScatter, rank: int, tol: float, on_cost: Callable
     for _ in range(_MOST_STEPS):
         improved, energies, cost = scatter.iterate(subspaces)
         ranks, price = _allocate(energies, rows.count(scatter.labels, k) + d, budget)
-        cost += _captured(energies, subspaces.ranks) - _captured(energies, ranks)
+        cost += captured_energy(energies, subspaces.ranks) - captured_energy(energies, ranks)
         if cost >= (1 - tol) * last:
             break
         last, labels, kept = cost, scatter.labels, ranks
@@ -70,16 +67,16 @@ def _alternate(scatter: ClusterScatter, rank: int, tol: float, on_cost: Callable
     subspaces, spectra = fit_subspaces(rows, labels, k, d - 1, affine)
     ranks, _ = _allocate(spectra[:, : d - 1], rows.count(labels, k) + d, budget)
     # A budget is rarely spent to the last parameter, so that exact energies need not buy the better ranks.
-    ranks = max(ranks, kept, key=lambda own: _captured(spectra, own))
-    cost = float(spectra.sum()) - _captured(spectra, ranks)
-    return Solution(labels, replace(subspaces, ranks=ranks), spectra, cost, history=[])
+    ranks = max(ranks, kept, key=lambda own: captured_energy(spectra, own))
+    cost = float(spectra.sum()) - captured_energy(spectra, ranks)
+    return Solution(labels, replace(subspaces, ranks=ranks), spectra, cost, history=[])  # d - 1 directions, some unused
 
 
 def _allocate(energies: Tensor, costs: Tensor, budget: int) -> tuple[list[int], float]:
     """Ranks of at least 1 that capture the most energy within a budget of parameters.
 
-    Directions capture `energies` (k, j), strongest first, and cost so many parameters (k,) each. The price comes with
-    the ranks: it is the energy per parameter of the last direction bought.
+    Directions capture `energies` (k, j), strongest first, and cost so many parameters (k,) each. The price, which comes
+    with the ranks, is the energy per parameter of the last direction bought.
     """
     costs = costs.double().unsqueeze(1).expand_as(energies)
     # Directions are bought in order, even where iteration has not yet sorted them.
@@ -91,8 +88,3 @@ def _allocate(energies: Tensor, costs: Tensor, budget: int) -> tuple[list[int], 
     ranks = torch.bincount(bought // energies.shape[1], minlength=len(energies)).tolist()
     price = float(worth.flatten()[bought[-1]])
     return ranks, price if price < torch.inf else 0.0
-
-
-def _captured(energies: Tensor, ranks: list[int]) -> float:
-    """The energy that the leading directions of all clusters capture."""
-    return float(sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(ranks)))

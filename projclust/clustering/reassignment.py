@@ -48,10 +48,7 @@ class Leverage:
 
     @staticmethod
     def of(energies: Tensor, totals: Tensor, masses: Tensor, dim: int, affine: bool) -> "Leverage":
-        """The leverage in clusters whose directions capture `energies` (k, j) of `totals` (k,), in `dim` columns.
-
-        The sum of the weights in each cluster is its mass; all statistics are float64.
-        """
+        """The leverage where directions capture `energies` (k, j) of `totals` (k,) and weights sum to `masses` (k,)."""
         captured = energies.sum(1)
         left = ((totals - captured) / (dim - energies.shape[1])).clamp(min=0).unsqueeze(1)
         # Directions that have not yet converged may capture less than those left out.
@@ -103,10 +100,7 @@ def propose_moves_among(
     candidates: Tensor,
     dtype: torch.dtype | None = None,
 ) -> Proposal:
-    """Compare only the candidate subspaces (n, k) bool of every row, with one product for each subspace.
-
-    A row's own subspace is among them; a row without any stays.
-    """
+    """Compare only the candidates (n, k) bool of every row, its own subspace among them; a row without any stays."""
     test = _HartiganTest(rows, subspaces, leverage, dtype)
     found = Proposal(labels.clone(), torch.zeros_like(rows.norms))
     best = torch.full_like(rows.norms, torch.inf)
@@ -115,7 +109,7 @@ def propose_moves_among(
         which = candidates[:, cluster].nonzero().squeeze(1)
         for where, block in rows.blocks(test.bases.shape[1], which):
             here = which[where]
-            costs = test.costs(here, block, labels[here], cluster).squeeze(1)
+            costs = test.costs(here, block, labels[here], slice(cluster, cluster + 1)).squeeze(1)
             own[here] = torch.where(labels[here] == cluster, costs, own[here])
             better = costs < best[here]
             best[here] = torch.where(better, costs, best[here])
@@ -130,20 +124,15 @@ class _HartiganTest:
 
     def __init__(self, rows: Rows, subspaces: Subspaces, leverage: Leverage, dtype: torch.dtype | None) -> None:
         rank, means = subspaces.ranks[0], subspaces.means
-        self.rows = rows
+        self.rows, self.means = rows, means
         self.bases = subspaces.bases[:, :rank].to(dtype or rows.dtype)  # (k, j, d)
-        self.means = means
         self.offsets = None if means is None else torch.einsum("kjd,kd->kj", subspaces.bases[:, :rank], means)
-        self.per_energy = leverage.per_energy.to(rows.dtype)
-        self.per_row = None if leverage.per_row is None else leverage.per_row.to(rows.dtype)
+        per_row = torch.zeros_like(leverage.per_energy) if leverage.per_row is None else leverage.per_row
+        self.per_energy, self.per_row = leverage.per_energy.to(rows.dtype), per_row.to(rows.dtype)
 
-    def costs(self, where: slice | Tensor, block: Tensor, labels: Tensor, cluster: int | None = None) -> Tensor:
-        """(rows, k) what leaving its own subspace saves for each row of a block and what joining any other one costs.
-
-        Given the number of one cluster, only for that: (rows, 1).
-        """
-        rows, these = self.rows, slice(None) if cluster is None else slice(cluster, cluster + 1)
-        bases = self.bases[these]
+    def costs(self, where: slice | Tensor, block: Tensor, labels: Tensor, these: slice = slice(None)) -> Tensor:
+        """(rows, these) what leaving its own subspace saves for each row of a block, and what joining others costs."""
+        rows, bases = self.rows, self.bases[these]
         padded = torch.nn.functional.pad(block.to(bases.dtype), (0, 0, 0, -len(block) % _ROUND_ROWS))
         coordinates = (padded @ bases.flatten(0, 1).T)[: len(block)].view(len(block), *bases.shape[:2])
         squares = rows.norms[where].unsqueeze(1)
@@ -152,9 +141,7 @@ class _HartiganTest:
             coordinates = coordinates - self.offsets[these]
             squares = squares - 2 * (block @ means.T) + means.square().sum(1)
         energies = torch.linalg.vector_norm(coordinates, dim=2, dtype=rows.dtype).square()
-        leverages = energies * self.per_energy[these]
-        if self.per_row is not None:
-            leverages += self.per_row[these]
+        leverages = energies * self.per_energy[these] + self.per_row[these]
         leverages = rows.weighted(leverages, where).clamp_(max=_MOST_LEVERAGE)
         clusters = torch.arange(len(self.bases), device=rows.device)[these]
         leverages = torch.where(labels.unsqueeze(1) == clusters, -leverages, leverages)

@@ -22,10 +22,8 @@ _SMALLEST = 1e-3
 
 
 def downweight_long_rows(rows: Rows) -> Rows:
-    """The rows with weights such that none counts for more than a row of median length, for a first fit.
-
-    Plain least squares would give far rows subspaces of their own, and reweighting would not take these back.
-    """
+    """The rows with weights such that none counts for more than a row of median length, for a first fit."""
+    # Plain least squares would give far rows subspaces of their own, and reweighting would not take these back.
     lengths = rows.gather(rows.norms)
     if not lengths.any():
         return rows

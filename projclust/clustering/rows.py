@@ -1,13 +1,16 @@
-"""The rows of a matrix as the solver reads them: block by block, from wherever they are."""
+"""The rows of a matrix as the solver reads them: block by block, from wherever they are.
+
+Processes can share one fit: each holds some of the rows, and owns some of the clusters. Labels, bases and sums travel
+between them; Gram matrices never do.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-
-from projclust.clustering.collective import ALONE, Collective
 
 # The size of the largest temporary of a block, in bytes. On a CPU a few MB are as fast as many, and the peak memory of
 # a fit stays near that of the table. A GPU should be filled, but for what else lives in its memory.
@@ -17,6 +20,45 @@ _FEWEST_ROWS = 256
 
 # A bfloat16 product gets the energy of a row in a subspace right to about a thousandth of the row's squared length.
 _COARSEST = 0.02
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A torch.distributed process group of `size` processes, in which this one has the number `rank`, or it alone."""
+
+    group: "dist.ProcessGroup | None" = None
+    size: int = 1
+    rank: int = 0
+
+    @staticmethod
+    def of(group: "dist.ProcessGroup | None") -> "Collective":
+        """The processes of a group that this process belongs to; for None, this process alone."""
+        return ALONE if group is None else Collective(group, dist.get_world_size(group), dist.get_rank(group))
+
+    def shard(self, total: int) -> slice:
+        """This process's part of `total` items; the parts of two processes differ by at most one item."""
+        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def deal(self, rows: Tensor) -> Tensor:
+        """This process's share of rows dealt out in turn: consecutive parts of a vocabulary differ, by frequency."""
+        return rows[self.rank :: self.size]
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Replace the tensor by its sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Complete a tensor of whose leading dimension every process has filled its own shard; in place."""
+        if self.group is not None:
+            for rank in range(self.size):
+                part = tensor[replace(self, rank=rank).shard(len(tensor))]
+                dist.broadcast(part, dist.get_global_rank(self.group, rank), group=self.group)
+        return tensor
+
+
+ALONE = Collective()
 
 
 @dataclass(frozen=True)
@@ -33,17 +75,16 @@ class Rows:
     def of(
         table: Tensor, weights: Tensor | None = None, device: torch.device | None = None, collective: Collective = ALONE
     ) -> "Rows":
-        """This process's share of the rows of a matrix, which is the same in every process.
-
-        The rows are on the computing device, by default that of the table, if there is room; or else they are moved
-        there block by block whenever they are read.
-        """
+        """This process's share of the rows of a matrix and their weights, which are the same in every process."""
         device = table.device if device is None else device
         dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
         weights = None if weights is None else weights.to(device, dtype)
         own, own_weights = collective.deal(table), None if weights is None else collective.deal(weights)
+        # A copy leaves half of the device's free memory for the fit, or else blocks are moved whenever they are read.
+        if device.type != "cuda" or own.is_cuda or 2 * own.nbytes < torch.cuda.mem_get_info(device)[0]:
+            own = own.to(device)
         norms = torch.empty(len(own), dtype=dtype, device=device)
-        rows = Rows(own.to(device) if _fits(own, device) else own, norms, own_weights, collective)
+        rows = Rows(own, norms, own_weights, collective)
         if collective.size > 1:
             rows = replace(rows, unsharded=Rows(table, norms.new_empty(len(table)), weights))
         for where, block in rows.blocks(rows.dim):
@@ -85,20 +126,15 @@ class Rows:
         return self.norms.device
 
     def search_dtype(self, residual: float) -> torch.dtype:
-        """The dtype of products that only choose labels, where subspaces leave the share `residual` of the energy.
-
-        It may be bfloat16 where that resolves the share. Costs are computed in `dtype` all the same.
-        """
+        """The dtype of products that only choose labels, where subspaces leave the share `residual` of the energy."""
         coarse = self.dtype == torch.float32 and residual > _COARSEST and fast_bfloat16(self.device)
         return torch.bfloat16 if coarse else self.dtype
 
     def blocks(
         self, width: int, only: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield ``(where, block)``: consecutive rows of the table, or of ``table[only]``, ready for arithmetic.
-
-        The columns of the caller's largest temporary, `width`, set the number of rows in a block.
-        """
+        """Yield ``(where, block)``: consecutive rows of the table, or of ``table[only]``, ready for arithmetic."""
+        # The columns of the caller's largest temporary, `width`, set the number of rows in a block.
         dtype = self.dtype if dtype is None else dtype
         step = max(_FEWEST_ROWS, block_bytes(self.device) // (dtype.itemsize * max(width, self.dim)))
         only = None if only is None else only.to(self.table.device)
@@ -155,15 +191,11 @@ def fast_bfloat16(device: torch.device) -> bool:
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Keep TF32, which a program may have switched on for its own work, out of the float32 products of a fit."""
-    if device.type != "cuda":
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
         yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def block_bytes(device: torch.device) -> int:
@@ -171,8 +203,3 @@ def block_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return _BLOCK_BYTES_CPU
     return min(_BLOCK_BYTES_CUDA, torch.cuda.mem_get_info(device)[0] // 8)
-
-
-def _fits(table: Tensor, device: torch.device) -> bool:
-    """Whether a copy of the table leaves half of the device's free memory for the fit."""
-    return device.type != "cuda" or table.is_cuda or 2 * table.nbytes < torch.cuda.mem_get_info(device)[0]

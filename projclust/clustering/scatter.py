@@ -29,19 +29,14 @@ class ClusterScatter:
     def __init__(self, rows: Rows, labels: Tensor, n_clusters: int, affine: bool, keep_grams: bool = True) -> None:
         d, k = rows.dim, n_clusters
         self.rows, self.n_clusters = rows, n_clusters
+        self._owned = range(k)[rows.collective.shard(k)]  # the clusters whose scatter and basis this process computes
         self._set_labels(labels, rows.gather(labels))
-        # The weighted sum of each cluster's rows, (k, d); None for linear subspaces.
-        self.sums = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None
+        self.sums = rows.norms.new_zeros(k, d, dtype=torch.float64) if affine else None  # of each cluster's rows
         # This process keeps the Gram matrices of the clusters it owns, (owned, d, d); None where there is no room.
         room = _LARGEST_SHARE * rows.total * d * rows.table.itemsize
         keep_grams = keep_grams and 8 * k * d * d <= room
         self.grams = rows.norms.new_zeros(len(self._owned), d, d, dtype=torch.float64) if keep_grams else None
         self._add(rows_by_cluster(self._all_labels, k))
-
-    @property
-    def _owned(self) -> range:
-        """The clusters whose scatter and basis this process computes."""
-        return range(self.n_clusters)[self.rows.collective.shard(self.n_clusters)]
 
     def update(self, labels: Tensor) -> int:
         """Take over new labels, and return how many rows of all processes have moved."""
@@ -78,9 +73,8 @@ class ClusterScatter:
             for where, block in rows.blocks(rows.dim, which, exact):
                 weighted = rows.weighted(block, which[where])
                 if left is not None:
-                    signs = torch.ones_like(weighted[:, :1])
-                    signs[max(len(members) - where.start, 0) :] = -1
-                    weighted = weighted * signs
+                    joining = max(len(members) - where.start, 0)
+                    weighted = torch.cat([weighted[:joining], -weighted[joining:]])
                 if self.sums is not None:
                     self.sums[cluster] += weighted.sum(0, dtype=torch.float64)
                 if gram is not None and left is None:
@@ -109,10 +103,9 @@ class ClusterScatter:
         """Take steps of orthogonal iteration on every cluster's scatter S: the rows of ``V S``, made orthonormal.
 
         With the labels as they are, no step ever raises the cost. A step takes a fraction of the time of an
-        eigendecomposition, and all leading parts of the basis converge at once.
-
-        Returns better subspaces of the same ranks, with the clusters' means; (k, j) the energy that each direction of
-        the bases before the last step captures; and the cost of those bases with these means and labels.
+        eigendecomposition, and all leading parts of the basis converge at once. Returns better subspaces of the same
+        ranks, with the clusters' means; (k, j) the energy that each direction of the bases before the last step
+        captures; and the cost of those bases with these means and labels.
         """
         means, totals = self.means(), self._centred_totals()
         collective, bases = self.rows.collective, subspaces.bases
@@ -129,8 +122,7 @@ class ClusterScatter:
             if step == steps or self.grams is None:  # with Gram matrices, only the owner of a basis needs it meanwhile
                 collective.all_gather(bases)
         collective.all_gather(energies)
-        captured = sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(subspaces.ranks))
-        cost = max(float(totals.sum() - captured), 0.0)
+        cost = max(float(totals.sum()) - captured_energy(energies, subspaces.ranks), 0.0)
         means = None if means is None else means.to(bases.dtype)
         return Subspaces(bases, means, subspaces.ranks), energies, cost
 
@@ -150,13 +142,17 @@ class ClusterScatter:
         return self.rows.collective.all_reduce(products)
 
 
+def captured_energy(energies: Tensor, ranks: list[int]) -> float:
+    """The part of energies (k, j) that the leading directions of all clusters capture."""
+    return float(sum(energies[cluster, :rank].sum() for cluster, rank in enumerate(ranks)))
+
+
 def fit_subspaces(
     rows: Rows, labels: Tensor, n_clusters: int, rank: int, affine: bool = False
 ) -> tuple[Subspaces, Tensor]:
     """The subspaces of one rank with the least weighted squared error, computed in float64 throughout.
 
-    With them come the spectra (k, d) float64, which are all eigenvalues of each cluster's scatter, largest first. The
-    squared error of cluster c at any rank r is ``spectra[c, r:].sum()``.
+    With them come the spectra (k, d) float64, which are all eigenvalues of each cluster's scatter, largest first.
     """
     d, collective, whole = rows.dim, rows.collective, rows.whole
     bases = torch.zeros(n_clusters, rank, d, dtype=rows.dtype, device=rows.device)
@@ -191,10 +187,8 @@ def _add_lower_triangle(gram: Tensor, weighted: Tensor, block: Tensor) -> None:
 
 
 def _eigenvectors(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The eigenvalues, ascending, and orthonormal eigenvectors of a symmetric float64 matrix.
-
-    In rare cases GPU eigensolvers have failed, or returned vectors that are not orthonormal. Then the CPU takes over.
-    """
+    """The eigenvalues, ascending, and orthonormal eigenvectors of a symmetric float64 matrix."""
+    # In rare cases GPU eigensolvers have failed, or returned vectors that are not orthonormal. Then the CPU takes over.
     if gram.is_cuda:
         with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             values, vectors = torch.linalg.eigh(gram)

@@ -9,9 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from projclust.clustering.collective import ALONE, Collective
 from projclust.clustering.inputs import ClusteringOptions, Progress
-from projclust.clustering.rows import Rows
+from projclust.clustering.rows import ALONE, Collective, Rows
 from projclust.clustering.scatter import fit_subspaces
 from projclust.clustering.subspaces import Subspaces, assign_rows, orthonormal_rows
 from projclust.options import Init
@@ -51,8 +50,8 @@ def initial_labels(
 ) -> Tensor:
     """(starts, n) int64 labels to start from; random choices are made on the CPU, the same for every device.
 
-    The rows are the same in every process, because each tries starts of its own. Residual seeding fits subspaces of
-    `rank`. One direction leaves the share `residual` of the energy; where it is large, low precision will do.
+    Residual seeding fits subspaces of `rank`. Where one direction leaves a large share `residual` of the energy, low
+    precision will do.
     """
     match init:
         case Init.SPHERICAL:
@@ -73,11 +72,9 @@ def random_partition(rows: Rows, n_clusters: int, generator: torch.Generator) ->
 
 
 def _spherical_kmeans(rows: Rows, n_clusters: int, generators: Sequence[torch.Generator], residual: float) -> Tensor:
-    """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007).
-
-    Only directions count, not lengths: weights of |x|^2, the rows' share of the cost, led to higher costs in the end.
-    """
+    """k-means on rows scaled to unit length, started with k-means++ (Arthur & Vassilvitskii 2007)."""
     n, d, k, starts = len(rows), rows.dim, n_clusters, len(generators)
+    # Only directions count, not lengths: weights of |x|^2, the rows' share of the cost, led to higher costs in the end.
     scale = rows.norms.clamp(min=torch.finfo(rows.dtype).tiny).rsqrt()
     dtype = rows.search_dtype(residual)
     directions = torch.zeros(starts, k, d, dtype=rows.dtype, device=rows.device)
@@ -142,15 +139,11 @@ def _residual_seeding(rows: Rows, n_clusters: int, rank: int, generator: torch.G
 
 def _draw_rows(mass: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """(starts,) numbers of rows drawn in proportion to each column of `mass` (n, starts); uniformly if it is zero."""
-    cumulative = mass.double().cpu().cumsum(0)
-    drawn = []
-    for column, generator in zip(cumulative.T, generators, strict=True):
-        point = torch.rand((), dtype=torch.float64, generator=generator)
-        if column[-1] <= 0:
-            column = torch.arange(1, len(column) + 1, dtype=torch.float64)
-        found = torch.searchsorted(column.contiguous(), point * column[-1], right=True)
-        drawn.append(min(int(found), len(column) - 1))
-    return torch.tensor(drawn)
+    mass = mass.double().cpu()
+    cumulative = torch.where(mass.sum(0) > 0, mass, 1).cumsum(0).T.contiguous()
+    points = torch.stack([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+    found = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(1)
+    return found.clamp_(max=len(mass) - 1)
 
 
 def successive_halving(
@@ -167,10 +160,8 @@ def successive_halving(
     The budgets of successive halving (Jamieson & Talwalkar 2016) are ranks here: the last rank costs more than all
     before, and only the best quarter of each batch of starts goes on to it. Low-rank subspaces tell apart rows that
     high-rank ones serve equally well, and on real tables starting at low ranks gains more than further starts do.
-
-    The sample is the same in every process of the collective; the initial labels (starts, m) and the generators of
-    first directions are those of this process's starts. `residual` is as for `initial_labels`. Returns the bases
-    (k, last rank, d) of the best start of all processes, and the float64 cost of each start at its last rank.
+    All processes have the same sample, and initial `labels` (starts, m) and `generators` of their own starts. Returns
+    the bases (k, last rank, d) of the best start of all, and the float64 cost of each one at its last rank.
     """
     counts = torch.zeros(collective.size, dtype=torch.int64, device=sample.device)
     counts[collective.rank] = len(labels)
@@ -200,20 +191,11 @@ def successive_halving(
 
 
 def _fit_at_rank(
-    sample: Rows,
-    bases: Tensor,
-    rank: int,
-    labels: Tensor,
-    generators: Sequence[torch.Generator],
-    dtype: torch.dtype,
+    sample: Rows, bases: Tensor, rank: int, labels: Tensor, generators: Sequence[torch.Generator], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Raise the rank of bases (starts, k, known, d), which may be 0, by a few steps of orthogonal iteration.
-
-    With the bases comes the energy (starts,) that each start captures.
-    """
+    """Raise the rank of bases (starts, k, known, d) by orthogonal iteration, and measure the energy they capture."""
     _, k, known, d = bases.shape
-    shape = (k, rank - known, d)
-    more = torch.stack([torch.randn(shape, dtype=sample.dtype, generator=generator) for generator in generators])
+    more = torch.stack([torch.randn(k, rank - known, d, dtype=sample.dtype, generator=own) for own in generators])
     bases = orthonormal_rows(torch.cat([bases, more.to(sample.device)], 2))
     # The first steps keep the assignment by the known directions, or by the labels, while the new ones improve.
     for compared in [known, rank, rank] if known else [None, None, rank, rank]:

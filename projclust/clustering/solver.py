@@ -1,7 +1,6 @@
 """A single run of projective clustering: alternating minimisation over subspaces and labels, made cheap.
 
-Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. The problem
-is ``min sum_i w_i min_c dist(a_i, S_c)^2`` over k subspaces S_c of dimension j. Each step here
+Source: Maalouf, Lang, Rus and Feldman, "Deep Learning Meets Projective Clustering", ICLR 2021, section 2. Each step
 
 * reassigns rows by Hartigan's test instead of by distance alone (reassignment.py), and compares only the candidate
   subspaces of each row, which came close to its best one when all were compared last;
@@ -41,7 +40,7 @@ class Solution:
     """The labels and subspaces that a run ended with, their cost, and the cost after each step."""
 
     labels: Tensor  # (n,) int64; with equal ranks the nearest subspace of each row
-    subspaces: Subspaces  # fitted to the labels before the last reassignment
+    subspaces: Subspaces  # fitted to the labels before the last reassignment, like the scatter that comes with it
     spectra: Tensor  # (k, d) float64 eigenvalues of each cluster's scatter
     cost: float
     history: list[float]
@@ -78,10 +77,7 @@ class Clustering:
 def fit_equal_ranks(
     rows: Rows, start: Tensor, options: ClusteringOptions, generator: torch.Generator, on_step: OnStep
 ) -> tuple[ClusterScatter, Solution]:
-    """Continue from low-rank bases `start` (k, r, d) to full rank, and alternate there until it no longer pays.
-
-    The scatter that comes with the solution has the labels before the last reassignment.
-    """
+    """Continue from low-rank bases `start` (k, r, d) to full rank, and alternate there until it no longer pays."""
     rank, affine, max_iter, tol = options.rank, options.affine, options.max_iter, options.tol
     k, lowest, _ = start.shape
     labels = assign_rows(rows, Subspaces.of(start)).labels
@@ -144,9 +140,8 @@ def alternate(
     The two halves of the rows, (n,) bool, take turns: the gain of a move is that of one row alone, and rows that all
     moved at once would miss each other. A step that raises the cost after all is taken back. From there on rows move by
     distance alone, which cannot raise it. The end is where the moves of two steps are expected to gain no more than
-    `tol` of the cost. With `coarse`, labels may be chosen in a lower precision than that of sums.
-
-    Returns the subspaces, one iteration better than those of the last cost, and the cost after each step.
+    `tol` of the cost. With `coarse`, labels may be chosen in a lower precision than that of sums. Returns the
+    subspaces, one iteration better than those of the last cost, and the cost after each step.
     """
     rows, rank = scatter.rows, subspaces.ranks[0]
     subspaces, energies, cost = scatter.iterate(subspaces)
@@ -208,10 +203,8 @@ def evaluate(rows: Rows, labels: Tensor, subspaces: Subspaces, spectra: Tensor, 
 
 
 def _candidate_subspaces(rows: Rows, labels: Tensor, gaps: Tensor) -> Tensor:
-    """(n, k) bool, which subspaces to compare for each row: its own, and those whose gap to its best is small.
-
-    The bound on gaps is set by the share of pairs that it admits. Rows with no candidate but their own have none.
-    """
+    """(n, k) bool, which subspaces to compare for each row: its own, and those whose gap to its best is small."""
+    # The bound on gaps is set by the share of pairs that it admits. Rows with no candidate but their own have none.
     counts = rows.count(gaps.flatten().int(), GAP_LEVELS + 1)
     counts[0] -= rows.total  # the best ones
     within = counts.cumsum(0) <= _CANDIDATE_SHARE * counts.sum()
@@ -234,7 +227,7 @@ def fill_small_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
     vacancies = (capacity - rows.count(counted, len(subspaces))).clamp(min=0)
     if not vacancies.any():
         return labels
-    distances = project_rows(rows, labels, subspaces)[1]
+    _, distances = project_rows(rows, labels, subspaces)
     importance = rows.weighted(distances)
     # Rows that their subspace meets up to rounding gain nothing, and rows of small clusters stay where they are.
     rounding = 1e-5 if rows.dtype == torch.float32 else 1e-12
@@ -244,7 +237,6 @@ def fill_small_clusters(rows: Rows, subspaces: Subspaces, labels: Tensor) -> Ten
     worst = worst[all_importance[worst] > 0]
     if len(worst) == 0:
         return labels
-    takers = torch.arange(len(vacancies), device=vacancies.device).repeat_interleave(vacancies)[: len(worst)]
     all_labels = rows.gather(labels).clone()
-    all_labels[worst] = takers
+    all_labels[worst] = torch.repeat_interleave(vacancies)[: len(worst)]
     return rows.collective.deal(all_labels)

@@ -63,8 +63,7 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
                 coordinates.view(len(block), len(bases), -1), dim=-1
             ).square()  # (rows, k)
         else:
-            parts = coordinates.split(subspaces.ranks, 1)
-            explained = torch.stack([part.square().sum(1) for part in parts], 1)
+            explained = torch.stack([part.square().sum(1) for part in coordinates.split(subspaces.ranks, 1)], 1)
         if normals is not None:
             explained += 2 * (block @ normals.T) - normals.square().sum(1)
         worth = explained
@@ -77,10 +76,7 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
 
 
 def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tensor, Tensor]:
-    """The coefficients (n, j) of every row in the basis of its label, and the squared residuals (n,).
-
-    These are computed from the rebuilt rows, so that they stay accurate when they are small.
-    """
+    """The coefficients (n, j) of every row in the basis of its label, and the squared residuals (n,)."""
     coefficients = torch.zeros(len(rows), subspaces.bases.shape[1], dtype=rows.dtype, device=rows.device)
     residuals = torch.empty_like(rows.norms)
     for cluster, members in enumerate(rows_by_cluster(labels, len(subspaces))):
@@ -88,6 +84,7 @@ def project_rows(rows: Rows, labels: Tensor, subspaces: Subspaces) -> tuple[Tens
         for which, centred in centred_blocks(rows, members, subspaces.means, cluster):
             inner = centred @ basis.T
             coefficients[which, : len(basis)] = inner
+            # From the rebuilt rows, so that residuals stay accurate when they are small.
             residuals[which] = (centred - inner @ basis).square().sum(1)
     return coefficients, residuals
 
