@@ -5,12 +5,12 @@ from typing import Any
 
 from projclust.errors import OptionError, ProjclustError
 from projclust.options import Codes, Loss, Method, Ranks, Sensitivity
-from projclust.recipes.recipe import DEFAULT_K, Recipe, split_options
+from projclust.recipes.recipe import DEFAULT_K, METHODS, Recipe, split_options
 from projclust.shapes import DenseShape, FactoredShape
 
 DENSE, BEST, COMPRESSED = "dense", "best", "compressed"
 # What others do to a table, which is rebuilt as it would be read. SVD is no baseline here: it is stored in our codes.
-BASELINES = ("int8", "int4", "int3", "int2", "nf4", "pq")
+BASELINES = tuple(name for name, home in METHODS.items() if home not in ("subspaces", "svd"))
 DEFAULT_RATIO = 0.4
 
 

@@ -35,8 +35,8 @@ def model_sensitivity(model: PreTrainedModel, frequencies: Tensor | None = None,
     unchanged.
 
     Raises:
-        ProjclustError: the model has no embedding that can be compressed, it takes more than tokens, or its gradients are
-            zero or not finite.
+        ProjclustError: the model has no embedding that can be compressed, it takes more than tokens, or its gradients
+            are zero or not finite.
     """
     gradients, states = sensitivities(model, frequencies, seed)
     if states is None:

@@ -10,6 +10,7 @@ from projclust.checkpoints.source import local_folder
 from projclust.errors import OptionError
 from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_settings
 from projclust.glue.tasks import parse_tasks
+from projclust.glue.variants import BASELINES
 from projclust.options import Choice, Device, Options, Sensitivity, argument, like, nested, option, required
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import parse_size
@@ -85,7 +86,7 @@ class GlueEvalOptions(Options):
     )
     variants: str | None = option(
         None,
-        "Compare some of dense, svd, random, projective, best, int8, int4, int3, int2, nf4, pq, also with own options: "
+        f"Compare some of dense, svd, random, projective, best, {', '.join(BASELINES)}, also with own options: "
         "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
     )
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
