@@ -51,6 +51,10 @@ def largest_integer(bits: int) -> int:
     return (1 << bits - 1) - 1
 
 
+def _integer(bits: int) -> Kind:
+    return Kind(f"int{bits}", bits, 1, (INTEGER_REACH / largest_integer(bits)) ** 2 / 12)
+
+
 # A kind's place is its number in the stored format: append, never change.
 KINDS = (
     Kind("none", 0, 1, 1.0),
@@ -60,7 +64,8 @@ KINDS = (
     Kind("trellis-2", 2, 1, 0.0757),
     Kind("trellis-3", 3, 1, 0.0198),
     Kind("trellis-4", 4, 1, 0.0056),
-    *(Kind(f"int{bits}", bits, 1, (INTEGER_REACH / largest_integer(bits)) ** 2 / 12) for bits in (4, 8)),
+    _integer(4),
+    _integer(8),
     Kind("scalar-1", 1, 1, 0.3634),
     Kind("scalar-2", 2, 1, 0.1175),
     Kind("scalar-3", 3, 1, 0.0345),
