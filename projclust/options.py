@@ -89,7 +89,7 @@ class Codes(Choice):
         return int(self.value[3:]) if self.value.startswith("int") else None
 
 
-# Of the dtypes that factors, or a dense table, can have.
+# The bytes of a number, for every dtype that factors or a dense table can have.
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
 

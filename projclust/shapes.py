@@ -23,7 +23,7 @@ class DenseShape:
     """A dense table of n rows and d columns.
 
     Attributes:
-        dtype: of its entries, as "float32".
+        dtype: what its entries are, as "float32".
     """
 
     n: int
@@ -124,13 +124,13 @@ class CodedShape:
     """A coded table of n rows and d columns.
 
     Attributes:
-        classes: C, of rows; at most 256.
+        classes: C, the classes of rows; at most 256.
         rank: r, the coordinates a row can have.
         decoders: G, matrices that make rows of coordinates: 1 that all classes share, or C, one for each.
-        decoder_bits: 4 or 8, of their entries.
+        decoder_bits: the bits of their entries, 4 or 8.
         affine: whether classes have means.
         coded: coordinates with codes, summed over the classes.
-        code_bytes: of the rows' codes.
+        code_bytes: how many the codes of all rows take.
     """
 
     n: int

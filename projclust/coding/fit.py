@@ -109,7 +109,7 @@ def code_clusters(
         means: (k, d) or None for linear subspaces.
         ranks: the rank of each cluster.
         codes: the integers of `Codes` that the coefficients become; each coordinate of each cluster has its own step.
-        progress: as `fit_coded`.
+        progress: see `fit_coded`.
 
     Raises:
         ProjclustError: there are more clusters than classes can be numbered, or the codes are no integers.

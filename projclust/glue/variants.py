@@ -115,7 +115,7 @@ def _sized(name: str, own: dict[str, Any], base: Recipe, table: DenseShape) -> R
         return replace(recipe, ratio=DEFAULT_RATIO)
     k, base_k = recipe.k or (1 if name == Method.SVD else DEFAULT_K), base.k or DEFAULT_K
     if "j" not in own and recipe.j is not None and k != base_k:
-        # At most as many parameters as the k and j of the command line have.
+        # The variant gets at most as many parameters as the k and j of the command line make.
         most = FactoredShape(table.n, table.d, k=base_k, j=recipe.j, affine=base.affine).parameters
         equal = FactoredShape(table.n, table.d, k=k, j=1, affine=recipe.affine)
         return replace(recipe, j=equal.largest_rank(lambda shape: shape.parameters <= most))

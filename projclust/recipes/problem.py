@@ -137,7 +137,7 @@ class Fitted:
         problem: what it was fitted to.
         bytes: everything that is stored.
         parameters: numbers that are stored, or that have codes.
-        shape: of what is stored; None for a baseline.
+        shape: the shape of what is stored; None for a baseline.
         clustering: the fit of subspaces, where there is one.
         factors: what float codes store.
         coded: what other codes store.
@@ -185,7 +185,7 @@ class Estimate:
     """What a recipe takes and leaves, as `plan` shows it.
 
     Attributes:
-        name: of the recipe without its size.
+        name: what the recipe is called, without its size.
         bytes: everything that would be stored.
         errors: how far its rows are off.
         predicted: whether the errors are estimates.

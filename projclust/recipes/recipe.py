@@ -269,7 +269,7 @@ class Recipe(FitOptions):
         return self.fit_to(problem)
 
     def fit_to(self, problem: "Problem") -> "Fitted":
-        """As `fit`, of a problem that is made already."""
+        """Fit to a problem that is made already; see `fit`."""
         found: Fitted = self._module.fit(self.settled(problem.shape), problem)
         return found
 

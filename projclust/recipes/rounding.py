@@ -113,7 +113,7 @@ def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights:
 
     Args:
         values: (g, m) float32.
-        bits: of a code, 2 to 8.
+        bits: how many a code has, 2 to 8.
         factors: scales to try, as fractions of the one that clips nothing.
         weights: (m,) of the columns; default: all one.
 

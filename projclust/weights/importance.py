@@ -1,4 +1,4 @@
-"""From how often a row is used to how much it matters."""
+"""How much a row matters, from how often it is used."""
 
 from torch import Tensor
 
