@@ -32,7 +32,7 @@ from projclust.hf.swap import input_embedding
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.subspaces import shape_of
 from projclust.shapes import DenseShape
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 PAPER, AS_IS = "paper", "as-is"
 # The compressed checkpoint, in the output folder while a cell is measured.

@@ -22,7 +22,7 @@ from projclust.recipes.problem import Errors, Fitted, Problem, relative_errors
 from projclust.recipes.recipe import Recipe
 from projclust.weights.choose import choose_weights
 from projclust.weights.names import GIVEN
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 

@@ -29,7 +29,7 @@ from projclust.recipes.recipe import Recipe
 from projclust.recipes.subspaces import shape_of
 from projclust.shapes import DenseShape
 from projclust.weights.choose import choose_weights
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 PLOT_FILE = "projclust_fit.png"
 

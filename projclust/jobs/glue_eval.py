@@ -31,7 +31,7 @@ from projclust.results.rows import parse_row
 from projclust.results.summary import Summary
 from projclust.shapes import DenseShape
 from projclust.weights.choose import choose_weights
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 CELLS = "cells"
 DEFAULT_VARIANTS = "dense,svd,projective"

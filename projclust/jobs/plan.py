@@ -24,7 +24,7 @@ from projclust.recipes.recipe import Recipe, short_number
 from projclust.shapes import DenseShape, parse_size
 from projclust.weights.choose import choose_weights
 from projclust.weights.names import UNIFORM
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 PLAN_FILE, PLOT_FILE = "projclust_plan.json", "projclust_plan.png"
 # What a pick must keep where no size was asked for.

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from projclust.errors import OptionError, ProjclustError
 from projclust.recipes.recipe import Recipe
 from projclust.weights.names import UNIFORM
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 
 
 def choose_weights(

@@ -11,7 +11,7 @@ from weights.tiny_tokenizers import wordpiece
 from projclust import ProjclustError
 from projclust.weights.importance import row_weights
 from projclust.weights.names import DEFAULT_EXPONENT, check_weights_name
-from projclust.weights.rows import RowWeights
+from projclust.weights.row_weights import RowWeights
 from projclust.weights.text import text_frequencies
 from projclust.weights.wordfreq import word_frequencies
 
