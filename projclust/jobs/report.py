@@ -50,11 +50,8 @@ def report_results(options: ReportOptions) -> Reported:
         for folder in options.folders:
             if not Path(folder).is_dir():
                 raise ProjclustError(f"there is no folder {folder}: DIR is one that `projclust glue-eval` wrote")
-        parent = output.absolute().parent
         if output.exists() and not output.is_dir():
             raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
-        if not parent.is_dir():
-            raise ProjclustError(f"the folder {parent} for the output does not exist: create it first")
         # The lock keeps newer results of a running glue-eval from being replaced by those that are read here.
         with made(output), locked(output):
             rows = [row for folder in options.folders for row in read_results(Path(folder) / RESULTS_FILE)]
