@@ -170,12 +170,12 @@ def test_takes_numpy_and_does_not_touch_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 0}, "n_clusters must be at least 1"),
+        ({"n_clusters": 0}, "`n_clusters` must be at least 1"),
         ({"rank": 24}, "must be less than the 24 columns"),
         ({"n_clusters": 601}, "at least as many rows"),
-        ({"restarts": 0}, "restarts must be at least 1"),
-        ({"tol": math.nan}, "tol must not be negative"),
-        ({"method": "magic"}, "unknown option"),
+        ({"restarts": 0}, "`restarts` must be at least 1"),
+        ({"tol": math.nan}, "`tol` must be at least 0"),
+        ({"method": "magic"}, "`method` must be one of projective, svd, random, not 'magic'"),
         ({"method": "svd", "n_clusters": 2}, "k must be 1"),
     ],
 )
@@ -322,8 +322,8 @@ def test_losses_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "l3"}, "unknown option"),
-        ({"ranks": "some"}, "unknown option"),
+        ({"loss": "l3"}, "`loss` must be one of l2, l1, huber"),
+        ({"ranks": "some"}, "`ranks` must be one of equal, adaptive"),
         ({"method": "random", "loss": "l1"}, "must be l2"),
         ({"ranks": "adaptive", "n_clusters": 1}, "several subspaces"),
         ({"ranks": "adaptive", "method": "random"}, "several subspaces"),

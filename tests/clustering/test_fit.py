@@ -32,11 +32,11 @@ def test_options_and_parameters_have_the_same_defaults() -> None:
 
 
 def test_options_are_checked_when_they_are_made() -> None:
-    with pytest.raises(ProjclustError, match="'l3' is not a valid Loss"):
+    with pytest.raises(ProjclustError, match="`loss` must be one of l2, l1, huber, not 'l3'"):
         ClusteringOptions(loss="l3")  # type: ignore[arg-type]
     with pytest.raises(ProjclustError, match="must be l2"):
         ClusteringOptions(method=Method.RANDOM, loss=Loss.HUBER)
-    with pytest.raises(ProjclustError, match="max_iter must be at least 1"):
+    with pytest.raises(ProjclustError, match="`max_iter` must be at least 1"):
         ClusteringOptions(max_iter=0)
 
 

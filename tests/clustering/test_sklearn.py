@@ -68,7 +68,7 @@ def test_n_init_and_random_state_win_over_restarts_and_seed() -> None:
     judged: list[int] = []
     ProjectiveClustering(3, 4, restarts=9, n_init=3).fit(rows(), progress=lambda start, step, cost: judged.append(step))
     assert judged.count(0) == 3
-    with pytest.raises(ProjclustError, match="restarts must be at least 1"):
+    with pytest.raises(ProjclustError, match="`restarts` must be at least 1"):
         ProjectiveClustering(3, 4, n_init=0).fit(rows())
 
 
