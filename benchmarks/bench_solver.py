@@ -23,7 +23,7 @@ from machine import Machine, add_machine_options, beside_target, machine_of
 from process_memory import RETURN_MEMORY, extra_memory
 from torch import Tensor
 
-from projclust import ProjectiveClustering
+from projclust.clustering.fit import ClusteringOptions, fit_clustering
 from projclust.clustering.rows import Rows
 from projclust.clustering.scatter import ClusterScatter, fit_subspaces
 from projclust.clustering.seeding import random_partition
@@ -45,15 +45,15 @@ def table_of(arguments: argparse.Namespace) -> Tensor:
 def report_memory(arguments: argparse.Namespace) -> None:
     """Print the peak memory of a fit, less what the process had before it held the table; for a process of its own."""
     k, j, device = arguments.k, arguments.j, arguments.device
-    ProjectiveClustering(2, 4, device=device).fit(torch.randn(2048, 256))  # the libraries' own buffers
+    fit_clustering(torch.randn(2048, 256), ClusteringOptions(2, 4), device=device)  # the libraries' own buffers
     table = table_of(arguments)
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        ProjectiveClustering(k, j, device=device).fit(table)
+        fit_clustering(table, ClusteringOptions(k, j), device=device)
         used, where = torch.cuda.max_memory_allocated(), "GPU memory"
     else:
-        used = extra_memory(lambda: ProjectiveClustering(k, j).fit(table.clone()))
+        used = extra_memory(lambda: fit_clustering(table.clone(), ClusteringOptions(k, j)))
         where = "memory"
     print(f"| peak {where} of a fit, the table included | {used / 1e6:.0f} MB = {used / table.nbytes:.2f} tables |")
 
@@ -120,12 +120,13 @@ def main(arguments: argparse.Namespace, machine: Machine, parts: list[str]) -> N
 
     def fit(what: str, target: float | None = None, **options: object) -> tuple[float, float]:
         started = time.perf_counter()
-        fitted = ProjectiveClustering(k, j, device=device, **options).fit(table)  # type: ignore[arg-type]
+        own = ClusteringOptions(k, j, **options)  # type: ignore[arg-type]
+        fitted = fit_clustering(table, own, device=device)
         took = time.perf_counter() - started
-        error = fitted.inertia_ / total
+        error = fitted.inertia / total
         print(
             f"| {what} | {took:.2f} s = {took / floor:.1f} step floors{beside_target(took, target)}, "
-            f"{fitted.n_iter_} steps, relative error {error:.4f} |",
+            f"{len(fitted.cost_history)} steps, relative error {error:.4f} |",
             flush=True,
         )
         return took, error

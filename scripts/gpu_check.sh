@@ -44,7 +44,7 @@ missing() {
 import importlib.metadata as metadata
 import re
 
-NEEDED = ("accelerate", "huggingface_hub", "numpy", "pytest", "safetensors", "transformers")
+NEEDED = ("accelerate", "huggingface_hub", "numpy", "pytest", "safetensors", "scikit-learn", "transformers")
 
 
 def numbers(version):

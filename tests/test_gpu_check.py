@@ -67,3 +67,13 @@ def test_refuses_what_it_does_not_know(options: list[str]) -> None:
     done = check(*options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
+
+
+def test_benchmarks_need_no_more_than_is_installed_there() -> None:
+    others = ("sklearn", "scipy", "matplotlib", "datasets", "evaluate", "typer", "wordfreq")
+    code = f"import sys; sys.modules |= dict.fromkeys({others}); import bench_solver, bench_codes, bench_lookup"
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
