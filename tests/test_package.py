@@ -24,7 +24,7 @@ def test_other_names_are_none() -> None:
 
 
 TRANSFORMERS = ["transformers", "transformers.quantizers", "transformers.modeling_utils"]
-PROJCLUST = ["hf.config", "hf.swap", "hf.compression", "hf.quantizer", "checkpoints.load", "weights.rows"]
+PROJCLUST = ["hf.config", "hf.swap", "hf.compression", "hf.quantizer", "checkpoints.load", "weights.row_weights"]
 
 
 @pytest.mark.parametrize("first", ["projclust", *TRANSFORMERS, *(f"projclust.{name}" for name in PROJCLUST)])
