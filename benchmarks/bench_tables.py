@@ -1,6 +1,7 @@
-"""Tables to measure on: that of a checkpoint, or a synthetic one where there are no weights."""
+"""What to measure on: the table of a checkpoint, or a synthetic one where there are no weights; the tasks of GLUE."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -55,3 +56,12 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
     """Let the command line choose the size of a synthetic table."""
     parser.add_argument("--rows", type=int, metavar="N", help="The number of rows of a synthetic table.")
     parser.add_argument("--columns", type=int, metavar="D", help="The number of columns of a synthetic table.")
+
+
+def add_glue_option(parser: argparse.ArgumentParser) -> None:
+    """Let the command line say where the tasks of GLUE are."""
+    parser.add_argument(
+        "--glue-dir",
+        default=os.environ.get("PROJCLUST_GLUE_DIR", "nyu-mll/glue"),
+        help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
+    )

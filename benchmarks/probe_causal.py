@@ -8,11 +8,11 @@ GLUE's validation sets and the mean KL divergence, in nats, of the next token's 
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_tables import add_glue_option
 from datasets import disable_progress_bars
 from tiny_causal_lm import batches_of, glue_sentences
 from torch import Tensor
@@ -85,11 +85,7 @@ def main(folder: Path, glue_dir: str, bits: list[float], exponent: float) -> Non
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="The folder of the checkpoint.")
-    parser.add_argument(
-        "--glue-dir",
-        default=os.environ.get("PROJCLUST_GLUE_DIR", "nyu-mll/glue"),
-        help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
-    )
+    add_glue_option(parser)
     parser.add_argument("--bits", type=float, nargs="+", default=[1.0, 0.5], help="Stored bits for each weight.")
     parser.add_argument(
         "--exponent", type=float, default=0.35, help="The power of the frequencies that weighs the rows."

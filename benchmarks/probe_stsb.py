@@ -10,12 +10,12 @@ given.
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bench_tables import add_glue_option
 from datasets import disable_progress_bars, load_dataset
 from minilm_forms import minilm_folder
 from scipy.stats import spearmanr
@@ -79,11 +79,7 @@ def probe(folder: Path, glue_dir: str, ratio: float, k: int, seed: int = 0) -> I
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--glue-dir",
-        default=os.environ.get("PROJCLUST_GLUE_DIR", "nyu-mll/glue"),
-        help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
-    )
+    add_glue_option(parser)
     parser.add_argument("--model", type=Path, default=None, help="The folder of another sentence encoder.")
     parser.add_argument("--ratio", type=float, default=0.4, help="The fraction of the parameters to remove.")
     parser.add_argument("--k", type=int, default=5, help="The number of subspaces.")

@@ -12,13 +12,13 @@ the cosines; with `--tables FILE...`, which hold what this printed earlier, it d
 """
 
 import argparse
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bench_tables import add_glue_option
 from datasets import disable_progress_bars, load_dataset
 from matplotlib import pyplot
 from minilm_forms import minilm_folder
@@ -190,11 +190,7 @@ def plot(points: list[tuple[str, float, float]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--glue-dir",
-        default=os.environ.get("PROJCLUST_GLUE_DIR", "nyu-mll/glue"),
-        help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
-    )
+    add_glue_option(parser)
     parser.add_argument("--model", type=Path, default=None, help="The folder of another sentence encoder.")
     everything = ["auto", "auto-no-sensitivity", "auto-scalar", "auto-uniform", *BASELINES]
     parser.add_argument("--recipes", default=",".join(everything), help="The recipes to measure.")

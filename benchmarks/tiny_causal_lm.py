@@ -9,7 +9,6 @@ perplexity on sentences of the validation sets.
 
 import argparse
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_tables import add_glue_option
 from datasets import disable_progress_bars, load_dataset
 from minilm_forms import minilm_folder
 from torch import Tensor
@@ -162,11 +162,7 @@ def main(target: Path, glue_dir: str, minutes: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path, help="The folder in which to write the checkpoint.")
-    parser.add_argument(
-        "--glue-dir",
-        default=os.environ.get("PROJCLUST_GLUE_DIR", "nyu-mll/glue"),
-        help="The folder of the GLUE tasks; the default is PROJCLUST_GLUE_DIR, or else the Hub's copy.",
-    )
+    add_glue_option(parser)
     parser.add_argument("--minutes", type=float, default=8, help="How long to train.")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
