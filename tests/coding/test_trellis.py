@@ -1,12 +1,14 @@
 """Viterbi search against every string of bits there is."""
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from coded_tables import bits_of, decode_bits, gaussian
 from torch import Tensor
 
+from projclust.coding import trellis
 from projclust.coding.codebooks import FIRST_TABLE, KINDS, SCALAR, TRELLIS, decode_tables, is_integer
 from projclust.coding.packing import pack_steps
 from projclust.coding.trellis import search, steps_of
@@ -88,3 +90,29 @@ def test_every_path_starts_in_state_zero() -> None:
     assert int(states[:, 0].max()) < 8
     for before, after in itertools.pairwise(states.unbind(1)):
         assert torch.equal(after >> 3, before & 31)
+
+
+@pytest.mark.parametrize("kinds", [[1] * 9 + [2] * 5 + [3] * 20 + [4, 4, 5, 6, 8], [2] * 3, [6] * 20, [9, 10, 11, 12]])
+def test_compiled_loops_and_torch_find_the_same_paths(kinds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, importance = gaussian(150, len(kinds)), gaussian(len(kinds), seed=1).exp()
+    assert trellis.has_kernels()
+    compiled = search(rows, kinds, importance)
+    monkeypatch.setattr(trellis, "has_kernels", lambda: False)
+    assert torch.equal(search(rows, kinds, importance), compiled)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that torch uses; afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_paths_do_not_depend_on_the_number_of_threads(threads: Callable[[int], None]) -> None:
+    rows, kinds, importance = gaussian(300, 40), [1] * 8 + [3] * 30 + [4] * 2, torch.ones(40)
+    threads(1)
+    alone = search(rows, kinds, importance)
+    for number in (2, 4):
+        threads(number)
+        assert torch.equal(search(rows, kinds, importance), alone)
