@@ -1,6 +1,7 @@
 """Commands from declared options: their flags, their help, and the YAML files that set them."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
@@ -22,7 +23,9 @@ def command(options: type[Options]) -> Callable[[Callable[..., None]], Callable[
 
     def derive(function: Callable[..., None]) -> Callable[..., None]:
         def run(ctx: typer.Context, config: Any, format: Format, debug: bool, **values: Any) -> None:
-            function(_made(options, ctx, values), format)
+            made = _made(options, ctx, values)
+            _heed_neighbours()
+            function(made, format)
 
         parameters = [
             inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context),
@@ -36,6 +39,19 @@ def command(options: type[Options]) -> Callable[[Callable[..., None]], Callable[
         return run
 
     return derive
+
+
+def _heed_neighbours() -> None:
+    """Tell torch, before it is imported, to use the cores that this process may use, and to wait for them asleep.
+
+    It counts all cores of the machine, whatever a container's quota. And its idle threads spin while they wait for each
+    other, which beside other busy processes takes up to 100 times as long (benchmarks/bench_trellis.py).
+    """
+    from joblib import cpu_count  # of what the quota leaves
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if cpu_count() < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
 
 
 def flat(options: type[Options]) -> "dict[str, Field[Any]]":
