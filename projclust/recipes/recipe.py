@@ -20,7 +20,7 @@ from projclust.options import (
     read_value,
 )
 from projclust.shapes import MOST_CLASSES, DenseShape, parse_size
-from projclust.weights.names import UNIFORM, WORDFREQ, check_weights_name
+from projclust.weights.names import AUTO, UNIFORM, check_weights_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,11 +80,14 @@ class Recipe(FitOptions):
     size: str | None = option(None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES")
     weights: str | None = option(
         None,
-        "How much each row counts in the fit: uniform, wordfreq[:LANG,...], counts:FILE or text:FILE (uniform; with "
-        "codes auto wordfreq).",
+        "How much each row counts in the fit: tokenizer[:LANG,...] (how often its tokenizer expects each token), "
+        "wordfreq[:LANG,...] (by dictionaries), counts:FILE, text:FILE, uniform, or auto, which takes what suits the "
+        "languages of the vocabulary (uniform; with codes auto, auto).",
     )
     weights_exponent: float | None = option(
-        None, "The power to which word frequencies are raised to make weights (0.4; 1 for counts).", above=0
+        None,
+        "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, with counts 1).",
+        above=0,
     )
     codes: Codes | None = option(
         None,
@@ -222,7 +225,7 @@ class Recipe(FitOptions):
     @property
     def default_weights(self) -> str:
         """The row weights that are taken where none are named."""
-        return WORDFREQ if self.is_auto or not self.is_stored else UNIFORM
+        return AUTO if self.is_auto or not self.is_stored else UNIFORM
 
     def require_target(self) -> "Recipe":
         """The same recipe, if it says how large the table is to be.

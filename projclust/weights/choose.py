@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from projclust.errors import OptionError, ProjclustError
 from projclust.recipes.recipe import Recipe
-from projclust.weights.names import UNIFORM
+from projclust.weights import names
+from projclust.weights.languages import known_languages
 from projclust.weights.row_weights import RowWeights
 
 
@@ -22,14 +23,32 @@ def choose_weights(
     The tokenizer is called where it is needed; `stage` is told what begins, and `warn` what the user should know.
     """
     name = recipe.weights or recipe.default_weights
-    if name == UNIFORM and recipe.weights_exponent is not None:
+    if name == names.UNIFORM and recipe.weights_exponent is not None:
         raise OptionError("uniform weights have no exponent: drop `weights_exponent`, or name other `weights`")
-    if name != UNIFORM:
-        stage(f"weighing rows by {name}")
     try:
+        if name == names.AUTO:
+            name, reason = _by_languages(known_languages(tokenizer()))
+            stage(f"weighing rows by {name}: {reason}")
+        elif name != names.UNIFORM:
+            stage(f"weighing rows by {name}")
         return RowWeights.read(name, recipe.weights_exponent, tokenizer, n_rows)
     except ProjclustError as error:
-        if recipe.weights is not None or recipe.weights_exponent is not None:
+        if recipe.weights not in (None, names.AUTO) or recipe.weights_exponent is not None:
             raise
         warn(f"all rows weigh the same, for want of word frequencies: {error}")
         return RowWeights()
+
+
+def _by_languages(known: list[str]) -> tuple[str, str]:
+    """The name of the weights for a vocabulary that knows these languages, and why they are taken."""
+    match known:
+        case ["en"]:
+            return names.WORDFREQ, "its vocabulary is English"
+        case [language]:
+            return (
+                f"{names.WORDFREQ}:{language}",
+                f"of the languages with dictionaries, its vocabulary knows {language}",
+            )
+        case []:
+            return names.TOKENIZER, "its vocabulary knows no language that there is a dictionary of"
+    return names.TOKENIZER, f"its vocabulary knows {len(known)} languages ({', '.join(known)}) and more"

@@ -4,7 +4,9 @@ import math
 
 from projclust.errors import OptionError, ProjclustError
 
-UNIFORM, WORDFREQ, COUNTS, TEXT = "uniform", "wordfreq", "counts", "text"
+UNIFORM, TOKENIZER, WORDFREQ, COUNTS, TEXT = "uniform", "tokenizer", "wordfreq", "counts", "text"
+# What the tokenizer says of the model's languages decides between the others.
+AUTO = "auto"
 # Numbers that a caller gave; no name can be read back into them.
 GIVEN = "given"
 
@@ -12,13 +14,19 @@ GIVEN = "given"
 # the rare, meaningful ones: the error per token of text falls, but the model's outputs get worse. Powers around 0.4
 # keep the sentence vectors of MiniLM nearest to the uncompressed model's (benchmarks/study_codes.py).
 DEFAULT_EXPONENT = 0.4
+# What a tokenizer says of its tokens is flatter than what a dictionary says of them: it is raised to this power.
+TOKENIZER_EXPONENT = 0.5
 
 
 def check_weights_name(name: str) -> None:
     """Refuse a name that stands for no row weights, with an `OptionError`."""
     source, _, detail = name.partition(":")
-    if name not in (UNIFORM, WORDFREQ) and not (source in (WORDFREQ, COUNTS, TEXT) and detail):
-        raise OptionError("`weights` must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE")
+    if name not in (AUTO, UNIFORM, TOKENIZER, WORDFREQ) and not (
+        source in (TOKENIZER, WORDFREQ, COUNTS, TEXT) and detail
+    ):
+        raise OptionError(
+            "`weights` must be auto, tokenizer[:LANG,...], wordfreq[:LANG,...], counts:FILE, text:SOURCE or uniform"
+        )
 
 
 def check_exponent(exponent: float) -> None:

@@ -15,7 +15,11 @@ from projclust.weights import names
 from projclust.weights.counts import read_counts
 from projclust.weights.importance import row_weights
 from projclust.weights.text import text_frequencies
+from projclust.weights.tokenizer import tokenizer_frequencies
 from projclust.weights.wordfreq import word_frequencies
+
+# Counts are the weights as they stand.
+_EXPONENTS = {names.COUNTS: 1.0, names.TOKENIZER: names.TOKENIZER_EXPONENT}
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single answer to whether they are equal
@@ -28,7 +32,7 @@ class RowWeights:
         compress_model(model, bits=2, sample_weight=weights.values)
 
     Attributes:
-        name: as it was given: "uniform", "wordfreq:en,de", "counts:FILE" or "text:SOURCE".
+        name: as it was given: "uniform", "tokenizer", "wordfreq:en,de", "counts:FILE" or "text:SOURCE".
         frequencies: (n,) float64, how often each row is used, in any unit; None where the weights are uniform.
         exponent: the power of the frequencies that the weights are; None where they are uniform, or given as they are.
     """
@@ -44,9 +48,9 @@ class RowWeights:
         """The row weights that a name stands for.
 
         Args:
-            name: one that `check_weights_name` accepts.
-            exponent: the power to which frequencies are raised; by default 0.4, but 1 for counts, whose numbers are the
-                weights as they stand. Uniform weights have none.
+            name: one that `check_weights_name` accepts, but not "auto", which `choose_weights` resolves.
+            exponent: the power to which frequencies are raised; by default 0.4, but 0.5 for those of the tokenizer, and
+                1 for counts. Uniform weights have none.
             tokenizer: called where the model's tokenizer is needed.
             n_rows: rows of the table.
 
@@ -65,12 +69,12 @@ class RowWeights:
                 frequencies = read_counts(Path(detail), n_rows, lambda: dict(tokenizer().get_vocab()))
             case names.TEXT:
                 frequencies = text_frequencies(detail, tokenizer(), n_rows)
+            case names.TOKENIZER:
+                frequencies = _tokenizer_frequencies(tokenizer(), n_rows, detail)
             case _:
-                # "en,de", or "en+de" where commas separate something else; English where none is named.
-                languages = re.split("[,+]", detail) if detail else ["en"]
-                frequencies = word_frequencies(tokenizer(), n_rows, languages)
+                frequencies = word_frequencies(tokenizer(), n_rows, _languages(detail) or ["en"])
         if exponent is None:
-            exponent = 1.0 if source == names.COUNTS else names.DEFAULT_EXPONENT
+            exponent = _EXPONENTS.get(source, names.DEFAULT_EXPONENT)
         return cls(name, frequencies, exponent)
 
     @cached_property
@@ -100,9 +104,21 @@ class RowWeights:
         source, _, detail = self.name.partition(":")
         if source == names.COUNTS:
             return f"{names.COUNTS}:{Path(detail).name}"
-        if source == names.WORDFREQ:
+        if source in (names.WORDFREQ, names.TOKENIZER):
             return self.name.replace("+", ",")
         path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
         if source == names.TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
             return f"{names.TEXT}:{Path(path).resolve().name}{colon}{config}"
         return self.name
+
+
+def _languages(detail: str) -> list[str]:
+    """The languages of "en,de", or of "en+de" where commas separate something else."""
+    return re.split("[,+]", detail) if detail else []
+
+
+def _tokenizer_frequencies(tokenizer: PreTrainedTokenizerBase, n_rows: int, detail: str) -> Tensor:
+    """The tokenizer's own frequencies, or where languages are named, their mean with those of their dictionaries."""
+    own = tokenizer_frequencies(tokenizer, n_rows)
+    languages = _languages(detail)
+    return (own + word_frequencies(tokenizer, n_rows, languages)) / 2 if languages else own

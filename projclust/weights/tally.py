@@ -11,6 +11,8 @@ from projclust.errors import ProjclustError
 
 # Texts tokenized in one call: fast tokenizers share a call among the cores.
 BATCH = 8192
+# Tokens of a sentence: what begins and ends a text occurs once in so many.
+_SENTENCE = 20
 
 
 class Tally:
@@ -41,9 +43,24 @@ class Tally:
         return not self.sums[ordinary].any()
 
 
+def with_ends(sums: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Occurrences, (n,), and those of the tokens that begin and end a text."""
+    ends = {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}
+    found = sums.clone()
+    for row in ends:
+        if row is not None and row < len(sums):
+            found[row] += sums.sum() / _SENTENCE
+    return found
+
+
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
     """The token ids of each text, of any length."""
     try:
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        if fast is not None:  # the same without what transformers wraps around it: half of the time
+            fast.no_truncation()
+            fast.no_padding()
+            return [text.ids for text in fast.encode_batch_fast(list(texts), add_special_tokens=special_tokens)]
         encoded = tokenizer(
             list(texts),
             add_special_tokens=special_tokens,

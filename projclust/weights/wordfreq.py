@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import islice, product
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -13,20 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from projclust.errors import ProjclustError
 from projclust.weights.importance import row_weights
+from projclust.weights.languages import UNSPACED
 from projclust.weights.names import DEFAULT_EXPONENT, check_exponent
-from projclust.weights.tally import BATCH, Tally, tokenize
+from projclust.weights.tally import BATCH, Tally, tokenize, with_ends
 
 ALL_LANGUAGES = "all"
 
-# That many of each dictionary are read; rarer ones add next to nothing.
-_WORDS = 200_000
+# That many words are read, of several dictionaries together, but some of each; rarer ones add next to nothing.
+_WORDS, _LEAST_WORDS = 200_000, 10_000
 # Most words follow a space; the others an opening bracket, a quotation mark, a hyphen or a line break.
 _AFTER_SPACE = 0.9
-_UNSPACED_LANGUAGES = ("zh", "ja")
 # Dictionaries are in lower case. This share of a word's occurrences begins a sentence or stands in a title; where a
 # word is mostly written with capitals, it is the share that is not.
 _OTHER_CASE = 0.1
-_SENTENCE = 20  # tokens
 # What stands before a word. Tokenizers of the SentencePiece kind see no difference between a space and nothing.
 _AFTER_WORD, _AFTER_BRACKET = "a ", "("
 
@@ -57,27 +57,28 @@ def word_frequencies(tokenizer: PreTrainedTokenizerBase, n_rows: int, languages:
     codes = _known(languages)
     tally = Tally(tokenizer, n_rows)
     rarest = 1.0
+    spaced: dict[str, float] = {}
+    unspaced: dict[str, float] = {}
     for code in codes:
-        words = _dictionary(code)
-        rarest = min(rarest, min(words.values()) / len(codes))
-        words = _with_numbers(words)
-        rates = torch.tensor(list(words.values()), dtype=torch.float64) / len(codes)
-        after_space = 0.0 if code in _UNSPACED_LANGUAGES else _AFTER_SPACE
-        _add_words(tally, tokenizer, list(words), rates, after_space)
+        # Languages share words, and most of all numbers: each is tokenized once.
+        sums = unspaced if code in UNSPACED else spaced
+        for word, frequency in _dictionary(code, max(_LEAST_WORDS, _WORDS // len(codes))).items():
+            sums[word] = sums.get(word, 0.0) + frequency / len(codes)
+            rarest = min(rarest, frequency / len(codes))
         marks = _MARKS["all"] | _MARKS.get(code, {})
         for before, of_marks in zip(("a", _AFTER_WORD), zip(*marks.values(), strict=True), strict=True):
             rates = torch.tensor(of_marks, dtype=torch.float64) * (1 / len(codes))
             tally.add(_cut(tokenizer, before, list(marks)), rates)
+    for sums, after_space in ((spaced, _AFTER_SPACE), (unspaced, 0.0)):
+        words = _with_numbers(dict(sorted(sums.items(), key=itemgetter(1), reverse=True)))
+        rates = torch.tensor(list(words.values()), dtype=torch.float64)
+        _add_words(tally, tokenizer, list(words), rates, after_space)
     if tally.is_empty():
         raise ProjclustError(f"the vocabulary of the model knows no word of {', '.join(codes)}")
-    sums = tally.sums
-    total = sums.sum()
-    for row in {tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id}:
-        if row is not None and row < n_rows:
-            sums[row] += total / _SENTENCE
-    scale = sums.sum()
+    occurrences = with_ends(tally.sums, tokenizer)
+    scale = occurrences.sum()
     # By the rarest word and not by the rarest token, for nothing is known of the share of a long number or a rare form.
-    return (sums / scale).clamp(min=rarest / 2 / float(scale))
+    return (occurrences / scale).clamp(min=rarest / 2 / float(scale))
 
 
 def word_weights(
@@ -129,11 +130,11 @@ def _known(languages: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(codes))
 
 
-def _dictionary(language: str) -> dict[str, float]:
-    """The most frequent words, first ones first, and their occurrences per word of text."""
+def _dictionary(language: str, words: int) -> dict[str, float]:
+    """So many of the most frequent words, and their occurrences per word of text."""
     import wordfreq
 
-    return dict(islice(wordfreq.get_frequency_dict(language, wordlist="best").items(), _WORDS))
+    return dict(islice(wordfreq.get_frequency_dict(language, wordlist="best").items(), words))
 
 
 def _with_numbers(words: dict[str, float]) -> dict[str, float]:

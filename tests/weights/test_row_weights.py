@@ -38,15 +38,31 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["uniform", "wordfreq", "wordfreq:de", "wordfreq:de,fr", "wordfreq:de+fr", "counts:c", "text:a/b:c"]
+    "name",
+    [
+        "auto",
+        "uniform",
+        "tokenizer",
+        "tokenizer:known",
+        "tokenizer:de,fr",
+        "wordfreq",
+        "wordfreq:de",
+        "wordfreq:de,fr",
+        "wordfreq:de+fr",
+        "counts:c",
+        "text:a/b:c",
+    ],
 )
 def test_knows(name: str) -> None:
     check_weights_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "zipf", "uniform:1", "wordfreq:", "counts", "counts:", "text", "text:", "Text:a"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "zipf", "uniform:1", "auto:de", "tokenizer:", "wordfreq:", "counts", "counts:", "text", "text:", "Text:a"],
+)
 def test_does_not_know(name: str) -> None:
-    message = "must be uniform, wordfreq, wordfreq:LANG,..., counts:FILE or text:SOURCE"
+    message = r"must be auto, tokenizer\[:LANG,...\], wordfreq\[:LANG,...\], counts:FILE, text:SOURCE or uniform"
     with pytest.raises(ProjclustError, match=message):
         check_weights_name(name)
     with pytest.raises(ProjclustError, match=message):
