@@ -1,6 +1,7 @@
 """The row weights of a recipe."""
 
 from collections.abc import Callable
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +23,7 @@ def choose_weights(
 
     The tokenizer is called where it is needed; `stage` is told what begins, and `warn` what the user should know.
     """
-    name = recipe.weights or recipe.default_weights
+    name, tokenizer = recipe.weights or recipe.default_weights, cache(tokenizer)
     if name == names.UNIFORM and recipe.weights_exponent is not None:
         raise OptionError("uniform weights have no exponent: drop `weights_exponent`, or name other `weights`")
     try:
