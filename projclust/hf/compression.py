@@ -18,7 +18,7 @@ from projclust.hf.config import ProjClustConfig
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding, swap_embedding
 from projclust.options import Sensitivity
-from projclust.recipes.problem import Errors, Fitted, Problem, relative_errors
+from projclust.recipes.problem import Errors, Fitted, Problem, RowErrors
 from projclust.recipes.recipe import Recipe
 from projclust.weights.choose import choose_weights
 from projclust.weights.names import GIVEN
@@ -33,7 +33,12 @@ class Compression:
 
     config: ProjClustConfig
     fitted: Fitted
-    errors: Errors
+    row_errors: RowErrors
+
+    @property
+    def errors(self) -> Errors:
+        """Those of all rows."""
+        return self.row_errors.summed(self.fitted.problem.weights)
 
 
 @dataclass(frozen=True)
@@ -185,4 +190,4 @@ def compress_embedding(
     model.quantization_method = "projclust"
     model.is_quantized = False
     model.config.quantization_config = config
-    return Compression(config, fitted, relative_errors(embedding.rows, table, problem.weights))
+    return Compression(config, fitted, RowErrors.of(embedding.rows, table))

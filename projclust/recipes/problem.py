@@ -35,20 +35,39 @@ class Errors(NamedTuple):
     weighted: float
 
 
-@torch.no_grad()
-def relative_errors(rebuild: Rebuild, table: Tensor, weights: Tensor | None, rows: Tensor | None = None) -> Errors:
-    """The one error that is reported: of all rows of a table (n, d), or of some, (N,) their numbers.
+@dataclass(frozen=True)
+class RowErrors:
+    """How far each of some rows is off: squared errors and squared norms, (N,) float64 on the CPU."""
 
-    A table of zeros has no error.
-    """
-    sums = torch.zeros(2, 2, dtype=torch.float64)  # (error, norm) x (plain, weighted)
-    for ids in (torch.arange(len(table), device=table.device) if rows is None else rows).split(_BLOCK_ROWS):
-        exact = table[ids].double()
-        lost = (rebuild(ids).to(exact) - exact).square().sum(1)
-        both = torch.stack([lost, exact.square().sum(1)]).cpu()  # (2, N)
-        sums[:, 0] += both.sum(1)
-        sums[:, 1] += both.sum(1) if weights is None else both @ weights[ids.to(weights.device)].to(both)
-    return Errors(*((error / norm if norm > 0 else 0.0) for error, norm in sums.T.tolist()))
+    lost: Tensor
+    norms: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, rebuild: Rebuild, table: Tensor, rows: Tensor | None = None) -> "RowErrors":
+        """Those of all rows of a table (n, d), or of some, (N,) their numbers."""
+        found = []
+        for ids in (torch.arange(len(table), device=table.device) if rows is None else rows).split(_BLOCK_ROWS):
+            exact = table[ids].double()
+            lost = (rebuild(ids).to(exact) - exact).square().sum(1)
+            found.append(torch.stack([lost, exact.square().sum(1)]).cpu())
+        return cls(*(torch.cat(found, 1) if found else torch.zeros(2, 0, dtype=torch.float64)))
+
+    def relative(self, weights: Tensor | None = None) -> float:
+        """The sum of the squared errors over that of the squared norms, with weights (N,); 0 of a table of zeros."""
+        ones = torch.ones_like(self.lost) if weights is None else weights.to(self.lost)
+        lost, norm = float(self.lost @ ones), float(self.norms @ ones)
+        return lost / norm if norm > 0 else 0.0
+
+    def summed(self, weights: Tensor | None) -> Errors:
+        """The one error that is reported, with the weights of these rows and without."""
+        return Errors(self.relative(), self.relative(weights))
+
+
+def relative_errors(rebuild: Rebuild, table: Tensor, weights: Tensor | None, rows: Tensor | None = None) -> Errors:
+    """The errors of all rows of a table (n, d), or of some, (N,) their numbers; the weights are of all."""
+    own = weights if weights is None or rows is None else weights[rows.to(weights.device)]
+    return RowErrors.of(rebuild, table, rows).summed(own)
 
 
 @dataclass(frozen=True)
