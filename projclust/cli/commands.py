@@ -2,27 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from projclust.cli.derive import command
-from projclust.cli.output import (
-    Format,
-    is_main_process,
-    print_json,
-    print_next,
-    print_rows,
-    progress_bar,
-    quoted,
-    warn,
-)
-from projclust.cli.views import (
-    cell_line,
-    compress_rows,
-    expand_rows,
-    inspect_rows,
-    plan_lines,
-    push_rows,
-)
+from projclust.cli.output import Format, is_main_process, print_json, print_next, print_rows, progress_bar, quoted, warn
+from projclust.cli.views import cell_line, compress_rows, expand_rows, inspect_rows, plan_lines, push_rows
 from projclust.jobs.options import (
     CompressOptions,
     ExpandOptions,
@@ -32,6 +16,7 @@ from projclust.jobs.options import (
     PushOptions,
     ReportOptions,
 )
+from projclust.results.reports import Report
 
 
 @command(CompressOptions)
@@ -62,7 +47,7 @@ def compress(options: CompressOptions, format: Format) -> None:
             bar.advance(f"coding rows: {done:,} of {total:,}", done, total)
 
         report = compress_checkpoint(options, Hooks(bar.stage, warn, step=step, rows=rows, upload=bar.clear))
-    result = quoted(report["output"]) if options.push_to_hub is None else options.push_to_hub
+    result = quoted(report.output) if options.push_to_hub is None else options.push_to_hub
     next_step = "drop --dry-run to write it" if options.dry_run else f"projclust inspect {result}"
     _print(report, format, compress_rows, next_step)
 
@@ -84,12 +69,12 @@ def plan(options: PlanOptions, format: Format) -> None:
     with progress_bar() as bar:
         result = plan_checkpoint(options, Hooks(bar.stage, warn))
     if format is Format.JSON:
-        print_json(result)
+        print_json(result.as_json())
         return
     for line in plan_lines(result):
         print(line)
-    pick = result["pick"]
-    print_next("projclust plan with larger --bits: none fits" if pick is None else pick["command"])
+    pick = result.pick
+    print_next("projclust plan with larger --bits: none fits" if pick is None else pick.command)
 
 
 @command(GlueEvalOptions)
@@ -164,7 +149,7 @@ def inspect(options: InspectOptions, format: Format) -> None:
 
     result, path = inspect_checkpoint(options.path, options.revision), quoted(options.path)
     dense = f"projclust compress {path} --k 5 --ratio 0.4"
-    _print(result, format, inspect_rows, f"projclust expand {path} -o DIR" if result["compressed"] else dense)
+    _print(result, format, inspect_rows, f"projclust expand {path} -o DIR" if result.compressed else dense)
 
 
 @command(ExpandOptions)
@@ -179,7 +164,7 @@ def expand(options: ExpandOptions, format: Format) -> None:
     with progress_bar() as bar:
         bar.stage(f"expanding {options.path}")
         result = expand_checkpoint(options)
-    _print(result, format, expand_rows, f"AutoModel.from_pretrained({result['output']!r})")
+    _print(result, format, expand_rows, f"AutoModel.from_pretrained({result.output!r})")
 
 
 @command(PushOptions)
@@ -198,15 +183,15 @@ def push(options: PushOptions, format: Format) -> None:
     _print(result, format, push_rows, next_step)
 
 
-Rows = Sequence[tuple[str, str]]
+R = TypeVar("R", bound=Report)
 
 
-def _print(result: dict[str, Any], format: Format, rows: Callable[[dict[str, Any]], Rows], next_step: str) -> None:
+def _print(result: R, format: Format, rows: Callable[[R], Sequence[tuple[str, str]]], next_step: str) -> None:
     """A result in the form asked for, by the process that prints."""
     if not is_main_process():
         return
     if format is Format.JSON:
-        print_json(result)
+        print_json(result.as_json())
         return
     print_rows(rows(result))
     print_next(next_step)

@@ -188,23 +188,24 @@ def _weights(
 def _sizes(checkpoint: Path) -> ModelSizes:
     """Find what a checkpoint and its embedding take, dense and as stored."""
     found = inspect_checkpoint(str(checkpoint))
-    stored = found["bytes_stored"]
-    dtype = next(part["dtype"] for name, part in found["parts"].items() if name.endswith("weight"))
-    table = DenseShape(found["n"], found["d"], _HALF.get(dtype, "float32"))
+    stored = found.bytes_stored
+    dtype = next(part.dtype for name, part in found.parts.items() if name.endswith("weight"))
+    table = DenseShape(found.n, found.d, _HALF.get(dtype, "float32"))
     config = read_json(checkpoint / CONFIG)
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
         positions -= (config.get("pad_token_id") or 0) + 1
-    if not found["compressed"]:
-        return ModelSizes(table, stored, found["model_bytes_stored"], positions)
+    if not found.compressed:
+        return ModelSizes(table, stored, found.model_bytes_stored, positions)
+    content = found.as_json()
     names = ("k", "j", "affine", "params_stored", "bits_per_weight", "model_bytes_stored", "relative_error")
     own = {
-        **{name: found[name] for name in names},
-        "codes": found["codes"] if dtype == "U8" else table.dtype,
-        "compression_rate": 1 - found["params_stored"] / table.parameters,
+        **{name: content[name] for name in names},
+        "codes": content["codes"] if dtype == "U8" else table.dtype,
+        "compression_rate": 1 - content["params_stored"] / table.parameters,
         "bytes_stored": stored,
     }
-    return ModelSizes(table, table.bytes, found["model_bytes_stored"] - stored + table.bytes, positions, own)
+    return ModelSizes(table, table.bytes, found.model_bytes_stored - stored + table.bytes, positions, own)
 
 
 def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple[str, tuple[Variant, ...]]:
