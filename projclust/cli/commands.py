@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from projclust.cli.derive import command
 from projclust.cli.output import Format, is_main_process, print_json, print_next, print_rows, progress_bar, quoted, warn
@@ -17,6 +17,7 @@ from projclust.jobs.options import (
     ReportOptions,
 )
 from projclust.results.reports import Report
+from projclust.results.rows import Row
 
 
 @command(CompressOptions)
@@ -98,7 +99,7 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
             stage = text
             bar.stage(text)
 
-        def cell(row: dict[str, Any], done: int, total: int) -> None:
+        def cell(row: Row, done: int, total: int) -> None:
             bar.log(f"{done}/{total}  {cell_line(row)}")
 
         def step(step: int, steps: int, loss: float) -> None:

@@ -1,10 +1,10 @@
 """Results as people read them on a terminal."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from projclust.cli.output import aligned, megabytes
 from projclust.results.reports import CompressReport, ExpandReport, HowCompressed, InspectReport, PlanReport, PushReport
+from projclust.results.rows import Row
 
 Rows = list[tuple[str, str]]
 
@@ -139,12 +139,12 @@ def push_rows(result: PushReport) -> Rows:
     return [*rows, (done, f"{result.url} ({visibility})"), ("commit", str(result.commit))]
 
 
-def cell_line(row: dict[str, Any]) -> str:
+def cell_line(row: Row) -> str:
     """One measurement of `projclust glue-eval`."""
-    limit = "" if row["limit"] is None else f" (limited to {row['limit']:,} rows)"
-    what = f"{row['task']}{limit}, seed {row['seed']}, {row['label']}"
-    if row["status"] != "done":
-        return f"{what}: {row['status']}: {row['reason']}"
-    scores = {"before further training": row["score_before"], "after training": row["score_after"]}
+    limit = "" if row.limit is None else f" (limited to {row.limit:,} rows)"
+    what = f"{row.task}{limit}, seed {row.seed}, {row.label}"
+    if row.status != "done":
+        return f"{what}: {row.status}: {row.reason}"
+    scores = {"before further training": row.score_before, "after training": row.score_after}
     shown = ", ".join(f"{score:.2f} {stage}" for stage, score in scores.items() if score is not None)
-    return f"{what}: {shown} ({row['validation_rows']:,} rows)"
+    return f"{what}: {shown} ({row.validation_rows:,} rows)"

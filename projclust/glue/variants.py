@@ -46,21 +46,6 @@ class Variant:
         size = f"j={recipe.j}" if recipe.method == Method.SVD else f"k={recipe.k}, j={recipe.j}"
         return f"{recipe.method}, {size}{ranks}{loss}{means}{codes}"
 
-    def as_row(self) -> dict[str, Any]:
-        """Return what a row of results says of the variant."""
-        recipe = self.recipe or Recipe()
-        return {
-            "variant": self.name,
-            "label": self.label,
-            "method": self.method,
-            "k": recipe.k,
-            "j": recipe.j,
-            "affine": None if recipe.k is None else recipe.affine,
-            "bits": recipe.bits,
-            "metric": str(recipe.sensitivity) if recipe.is_auto else None,
-            "codes": None if recipe.codes is None else str(recipe.codes),
-        }
-
     def identity(self, fit: Recipe) -> dict[str, Any]:
         """Return what bears on a result.
 

@@ -234,8 +234,8 @@ def _command(summary: Summary) -> str:
 def _spec(row: Row) -> str:
     """A variant as `--variants` takes it, with its size spelled out."""
     if row.codes == "auto":
-        metric = ":metric=none" * (row.extra.get("metric") == "none")
-        return f"{row.method}:bits={row.extra.get('bits')}{metric}"
+        metric = ":metric=none" * (row.metric == "none")
+        return f"{row.method}:bits={row.bits}{metric}"
     if row.k is None or row.variant == BEST:
         return plain(row.variant)
     subspaces = "" if row.method == "svd" else f":k={row.k}"
