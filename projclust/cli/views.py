@@ -6,8 +6,6 @@ from projclust.cli.output import aligned, megabytes
 from projclust.results.reports import CompressReport, ExpandReport, HowCompressed, InspectReport, PlanReport, PushReport
 from projclust.results.rows import Row
 
-Rows = list[tuple[str, str]]
-
 
 def method_text(result: CompressReport | HowCompressed) -> str:
     """How a table is compressed."""
@@ -23,7 +21,7 @@ def method_text(result: CompressReport | HowCompressed) -> str:
     return text if result.loss == "l2" else f"{text}, loss {result.loss}"
 
 
-def compress_rows(report: CompressReport) -> Rows:
+def compress_lines(report: CompressReport) -> list[str]:
     """What `projclust compress` prints."""
     at_most = "at most " * (report.ranks is None)
     parameters = f"{report.params_dense:,}"
@@ -32,22 +30,16 @@ def compress_rows(report: CompressReport) -> Rows:
             parameters += f" -> {report.params_stored:,} that have a code"
     else:
         parameters += f" -> {at_most}{report.params_stored:,} (compression rate {report.compression_rate:.4f})"
-    times, bits = report.bytes_dense / report.bytes_stored, report.bits_per_weight
-    stored = f"{at_most}{megabytes(report.bytes_stored)}"
-    whole = f"{at_most}{megabytes(report.model_bytes_stored)}"
+    stored = f"{megabytes(report.bytes_dense)} -> {at_most}{megabytes(report.bytes_stored)}"
+    times = f"{report.bytes_dense / report.bytes_stored:.1f}x smaller"
     rows = [
         ("embedding", f"{report.embedding}, {report.n:,} x {report.d}"),
         ("method", method_text(report)),
         ("parameters", parameters),
-        (
-            "embedding in file",
-            f"{megabytes(report.bytes_dense)} -> {stored} ({times:.1f}x smaller, {bits:.2f} bits per weight, "
-            f"{report.codes})",
-        ),
-        ("all weights", f"{megabytes(report.model_bytes_dense)} -> {whole}"),
+        ("embedding in file", f"{stored} ({times}, {report.bits_per_weight:.2f} bits per weight, {report.codes})"),
+        ("all weights", f"{megabytes(report.model_bytes_dense)} -> {at_most}{megabytes(report.model_bytes_stored)}"),
+        *(("stays dense", f"{part.name}, {megabytes(part.bytes)}: {part.reason}") for part in report.dense_parts),
     ]
-    for part in report.dense_parts:
-        rows.append(("stays dense", f"{part.name}, {megabytes(part.bytes)}: {part.reason}"))
     svd, steps = report.same_size_svd, report.iterations
     if svd is not None:
         error = f"{report.relative_error:.4f}"
@@ -61,16 +53,16 @@ def compress_rows(report: CompressReport) -> Rows:
         ]
     if report.pushed_to is not None:
         rows.append(("pushed to", report.pushed_to))
-    return rows
+    return aligned(rows)
 
 
-def expand_rows(result: ExpandReport) -> Rows:
+def expand_lines(result: ExpandReport) -> list[str]:
     """What `projclust expand` prints."""
     sizes = megabytes(result.model_bytes_stored), megabytes(result.model_bytes_dense)
-    return [("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result.output)]
+    return aligned([("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result.output)])
 
 
-def inspect_rows(result: InspectReport) -> Rows:
+def inspect_lines(result: InspectReport) -> list[str]:
     """What `projclust inspect` prints."""
     rows = [
         ("model", f"{result.model_class}, {megabytes(result.model_bytes_stored)} of weights"),
@@ -82,7 +74,7 @@ def inspect_rows(result: InspectReport) -> Rows:
         rows.append((f"  {name.rpartition('.')[2]}", f"{shape} {part.dtype}, {part.bytes:,} bytes"))
     how = result.how
     if how is None:
-        return [*rows, ("compressed", "no")]
+        return aligned([*rows, ("compressed", "no")])
     error = how.relative_error
     rows += [
         ("compressed", f"{method_text(how)}, row weights {how.weights}"),
@@ -91,26 +83,22 @@ def inspect_rows(result: InspectReport) -> Rows:
     if how.model is not None:
         made_by = f"projclust {(how.versions or {}).get('projclust', 'of unknown version')}"
         rows.append(("made from", f"{how.model}, seed {how.seed}, {made_by}"))
-    return rows
+    return aligned(rows)
 
 
 def plan_lines(result: PlanReport) -> Iterator[str]:
     """What `projclust plan` prints."""
     from projclust.report.phrases import columns  # slow to import
 
-    yield from aligned(
-        [
-            ("embedding", f"{result.n:,} x {result.d}, {megabytes(result.bytes_dense)} dense"),
-            ("row weights", f"{result.weights}, sensitivity {result.metric}"),
-        ]
-    )
+    size = f"{result.n:,} x {result.d}, {megabytes(result.bytes_dense)} dense"
+    yield from aligned([("embedding", size), ("row weights", f"{result.weights}, sensitivity {result.metric}")])
     yield ""
     extra = [name for name in ("cosine", "kl") if any(getattr(row, name) is not None for row in result.rows)]
     table = [["recipe", "bits", "size", "smaller", "error", "weighted", *extra]]
     for row in result.rows:
         mark = "~" * row.predicted
-        cells = [row.recipe, f"{row.bits_per_weight:.2f}", megabytes(row.bytes)]
-        cells += [f"{result.bytes_dense / row.bytes:.1f}x"]
+        smaller = f"{result.bytes_dense / row.bytes:.1f}x"
+        cells = [row.recipe, f"{row.bits_per_weight:.2f}", megabytes(row.bytes), smaller]
         cells += [f"{mark}{getattr(row, name):.4f}" for name in ("relative_error", "weighted_relative_error")]
         probed = [getattr(row, name) for name in extra]
         table.append([*cells, *("-" if value is None else f"{value:.4f}" for value in probed)])
@@ -128,15 +116,15 @@ def plan_lines(result: PlanReport) -> Iterator[str]:
         yield from aligned([("written", result.output)])
 
 
-def push_rows(result: PushReport) -> Rows:
+def push_lines(result: PushReport) -> list[str]:
     """What `projclust push` prints."""
     rows = [(file.path, f"{file.bytes:,} bytes") for file in result.files]
     rows.append(("all files", megabytes(result.bytes)))
     visibility = "private" if result.private else "public"
     if result.dry_run:
-        return [*rows, ("would go to", f"{result.url} ({visibility} if it is new)")]
+        return aligned([*rows, ("would go to", f"{result.url} ({visibility} if it is new)")])
     done = "pushed to" if result.changed else "unchanged at"
-    return [*rows, (done, f"{result.url} ({visibility})"), ("commit", str(result.commit))]
+    return aligned([*rows, (done, f"{result.url} ({visibility})"), ("commit", str(result.commit))])
 
 
 def cell_line(row: Row) -> str:
