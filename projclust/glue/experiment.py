@@ -203,7 +203,7 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
         if study.accelerator.is_main_process:
             folder.parent.mkdir(exist_ok=True)
             with new_folder(folder, overwrite=False) as unfinished:
-                _save(model, unfinished)
+                save_checkpoint(Loaded(model), unfinished)
                 (unfinished / _BASELINE_FILE).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     study.accelerator.wait_for_everyone()
     return folder
@@ -296,7 +296,6 @@ def _compressed(bench: Bench, variant: Variant, row: Row) -> Iterator[tuple[Path
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     row = _compress(bench, replace(variant.recipe, seed=row.seed), source, folder, row)
-    study.accelerator.wait_for_everyone()
     try:
         yield folder, row
     finally:
@@ -327,7 +326,7 @@ def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, row: Row
         table.copy_(fitted.rows(torch.arange(len(table))))
     row.seconds["fit"] = time.perf_counter() - started
     if study.accelerator.is_main_process:
-        _save(model, folder)
+        save_checkpoint(Loaded(model), folder)
     study.accelerator.wait_for_everyone()
     written = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
     size = written if recipe.is_stored else fitted.bytes
@@ -363,10 +362,6 @@ def _classifier(bench: Bench, folder: Path, seed: int) -> PreTrainedModel:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = bench.tokenizer.pad_token_id
     return model
-
-
-def _save(model: PreTrainedModel, folder: Path) -> None:
-    save_checkpoint(Loaded(model, missing=[], extra={}, lost=[]), folder)
 
 
 def _train(bench: Bench, model: PreTrainedModel, epochs: int, seed: int, freeze_embedding: bool) -> float:

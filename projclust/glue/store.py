@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from projclust.checkpoints.source import read_json
 from projclust.errors import ProjclustError
 from projclust.results.identity import identity_hash as identity_hash
 from projclust.results.rows import Row, parse_row
@@ -29,13 +30,7 @@ class CellStore:
     def read(self, path: Path) -> Row | None:
         """Read a finished cell; None when it is not finished."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise ProjclustError(f"{path} is damaged ({error}): delete it to have it measured again") from None
-        try:
-            return parse_row(content, str(path))
+            return parse_row(read_json(path), str(path)) if path.exists() else None
         except ProjclustError as error:
             raise ProjclustError(f"{error}: delete it to have it measured again") from None
 

@@ -64,12 +64,11 @@ def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant,
     found: dict[str, Variant] = {}
     for variant in [parse_variant(spec, base, table) for spec in specs]:
         found.setdefault(variant.label, variant)
-    variants = tuple(found.values())
-    if not variants:
+    if not found:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
-    if BEST in specs and not any(variant.recipe for variant in variants):
+    if BEST in specs and not any(variant.recipe for variant in found.values()):
         raise ProjclustError("the variant best chooses among compressed ones: name some, as in projective:k=1")
-    return variants
+    return tuple(found.values())
 
 
 def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:

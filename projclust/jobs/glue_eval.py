@@ -162,14 +162,10 @@ def _best(rows: list[Row]) -> list[Row]:
     best: dict[tuple[str, int], Row] = {}
     scored = [row for row in rows if row.training_score is not None]
     for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
-        best.setdefault((row.task, row.seed), row)
-    label = Variant(BEST).label
-    return [
-        replace(
-            row, variant=BEST, label=label, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash})
-        )
-        for row in best.values()
-    ]
+        own_hash = identity_hash({"best": row.settings_hash})
+        own = replace(row, variant=BEST, label=Variant(BEST).label, chosen=row.label, settings_hash=own_hash)
+        best.setdefault((row.task, row.seed), own)
+    return list(best.values())
 
 
 def _weights(
