@@ -141,10 +141,9 @@ def _diverged(summary: Summary) -> list[str]:
         for row in summary.rows
         if row.status == "diverged"
     ]
-    if not lines:
-        return []
     note = "Training failed here; these cells are in no mean and no plot."
-    return ["### Diverged", note, _table(("task", "variant", "seed", "before", "reason"), lines)]
+    table = _table(("task", "variant", "seed", "before", "reason"), lines)
+    return ["### Diverged", note, table] if lines else []
 
 
 def _choices(summary: Summary) -> list[str]:
@@ -153,10 +152,8 @@ def _choices(summary: Summary) -> list[str]:
         for row in summary.rows
         if row.variant == BEST
     ]
-    if not lines:
-        return []
     note = "`best` takes the variant with the highest score on the training rows; validation rows play no part in it."
-    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)]
+    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)] if lines else []
 
 
 def _metrics(summary: Summary) -> list[str]:

@@ -171,7 +171,6 @@ class InspectReport(Report):
     how: HowCompressed | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the JSON that `--format json` prints."""
         content = super().as_json()
         stored, how = (content.pop("stored") or {}), (content.pop("how") or {})
         return content | {name: value for name, value in stored.items() if value is not None} | how

@@ -141,9 +141,19 @@ def parse_row(item: Any, where: str) -> Row:
 
 def checked(row: Row, where: str) -> Row:
     """The row; an error names `where`, and a field whose value cannot be."""
-    wrong = _wrong_value(row)
-    if wrong is not None:
-        raise ProjclustError(f"{where}, {wrong} is {_short(getattr(row, wrong))}")
+    wrong = [name for name, choices in _CHOICES.items() if getattr(row, name) not in choices]
+    wrong += [name for name in _SIZES if getattr(row, name) < 1]
+    wrong += [name for name in _COUNTS if getattr(row, name) < 0]
+    for metrics, score in (("metrics_before", "score_before"), ("metrics_after", "score_after")):
+        values, points = getattr(row, metrics), getattr(row, score)
+        if (points is None) != (not values) or not set(values or ()) <= METRICS:
+            wrong.append(metrics)
+        elif points is not None and abs(points - 100 * sum(values.values()) / len(values)) > 0.01:
+            wrong.append(score)
+    if row.status == "done" and row.score_before is None and row.score_after is None:
+        wrong.append("score_after")
+    if wrong:
+        raise ProjclustError(f"{where}, {wrong[0]} is {_short(getattr(row, wrong[0]))}")
     return row
 
 
@@ -157,22 +167,6 @@ def _fits(value: Any, kind: Any) -> bool:
         numbers = int if kind is int else (int, float)
         return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < 1e300
     return kind is Any or isinstance(value, kind)
-
-
-def _wrong_value(row: Row) -> str | None:
-    """The first field whose value has the right type and cannot be."""
-    wrong = [name for name, choices in _CHOICES.items() if getattr(row, name) not in choices]
-    wrong += [name for name in _SIZES if getattr(row, name) < 1]
-    wrong += [name for name in _COUNTS if getattr(row, name) < 0]
-    for metrics, score in (("metrics_before", "score_before"), ("metrics_after", "score_after")):
-        values, points = getattr(row, metrics), getattr(row, score)
-        if (points is None) != (not values) or not set(values or ()) <= METRICS:
-            wrong.append(metrics)
-        elif points is not None and abs(points - 100 * sum(values.values()) / len(values)) > 0.01:
-            wrong.append(score)
-    if row.status == "done" and row.score_before is None and row.score_after is None:
-        wrong.append("score_after")
-    return wrong[0] if wrong else None
 
 
 def _short(value: Any) -> str:
