@@ -118,7 +118,6 @@ def _foreseen(
     table, source = dense.shape, stored_tensors(dense.folder)
     size = recipe.stored_bytes(table)
     factored = None if recipe.is_auto else shape_of(recipe, table)
-    equal = factored is not None and recipe.ranks == Ranks.EQUAL
     return CompressReport(
         model=options.model,
         method=recipe.method,
@@ -139,7 +138,7 @@ def _foreseen(
         bytes_dense=sum(tensor.bytes for tensor in embedding_tensors(source, dense.name).values()),
         bytes_stored=size,
         bits_per_weight=table.bits_for_bytes(size),
-        ranks=[recipe.j or 0] * (recipe.k or 0) if equal else None,
+        ranks=[recipe.j or 0] * (recipe.k or 0) if factored is not None and recipe.ranks == Ranks.EQUAL else None,
         restarts=recipe.restarts,
         output=str(options.folder),
         versions=versions(),

@@ -31,11 +31,7 @@ from projclust.shapes import CodedShape
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
-    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded.
-
-    Raises:
-        ProjclustError: it is not a checkpoint that projclust can read.
-    """
+    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded."""
     folder = resolve_checkpoint(path, revision)
     config = read_json(folder / CONFIG)
     tensors = stored_tensors(folder)

@@ -37,9 +37,6 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     """Find which sizes a model's embedding can have, by our recipes and by known ones, and what each costs.
 
     Nothing is written unless `output` names a folder.
-
-    Raises:
-        ProjclustError: a user's mistake, or an obstacle that a user can mend.
     """
     started = time.perf_counter()
     options.check_folder()
