@@ -20,11 +20,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 @dataclass(frozen=True)
 class DenseShape:
-    """A dense table of n rows and d columns.
-
-    Attributes:
-        dtype: what its entries are, as "float32".
-    """
+    """A dense table of n rows and d columns, with entries of a dtype named as "float32"."""
 
     n: int
     d: int
@@ -102,16 +98,10 @@ class FactoredShape:
         bits = None if codes in FLOAT_BYTES else Codes(codes).bits
         if bits is None:
             return self.parameters * FLOAT_BYTES[codes] + self.n * (1 if self.k <= 256 else 4)
+        n, k, j = self.n, self.k, self.j
+        size = n * -(-j * bits // 8)
         return CodedShape(
-            self.n,
-            self.d,
-            classes=self.k,
-            rank=self.j,
-            decoders=self.k,
-            decoder_bits=8,
-            affine=self.affine,
-            coded=self.k * self.j,
-            code_bytes=self.n * -(-self.j * bits // 8),
+            n, self.d, classes=k, rank=j, decoders=k, decoder_bits=8, affine=self.affine, coded=k * j, code_bytes=size
         ).bytes
 
     def largest_rank(self, fits: "Callable[[FactoredShape], bool]") -> int | None:
@@ -173,11 +163,7 @@ def largest(most: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 400KB, 1.5MB, 2MiB or 800000.
-
-    Raises:
-        OptionError: it is none.
-    """
+    """Bytes of a size such as 400KB, 1.5MB, 2MiB or 800000; what is none is refused."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmg]?i?b?)\s*", text, re.IGNORECASE)
     unit = found.group(2).lower().removesuffix("b") if found else "?"
     if found is None or unit not in _UNITS:

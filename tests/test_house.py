@@ -17,7 +17,7 @@ FLOORS = (
     ("clustering", "glue.tasks"),
     ("coding",),
     ("tables",),
-    ("weights.names", "glue.settings", "results.identity"),
+    ("weights.names", "glue.settings", "results.identity", "results.reports"),
     ("recipes",),
     ("weights",),
     ("checkpoints",),

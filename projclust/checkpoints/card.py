@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from projclust.errors import CheckpointError
+from projclust.results.reports import CompressReport
 
 CARD_FILE = "README.md"
 
@@ -18,31 +18,31 @@ _PAPER = "https://arxiv.org/abs/2010.04290"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
 
 
-def compressed_card(report: dict[str, Any], source: Path, model_class: str) -> str:
+def compressed_card(report: CompressReport, source: Path, model_class: str) -> str:
     """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper."""
-    auto = report["codes"] == "auto"  # the paper's rate says little of such codes
-    rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report['compression_rate']:.2%}")]
-    weighted = [("relative squared error, weighted", f"{report['weighted_relative_error']:.4f}")]
-    svd = report["same_size_svd"]
+    auto = report.codes == "auto"  # the paper's rate says little of such codes
+    rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report.compression_rate:.2%}")]
+    weighted = [("relative squared error, weighted", f"{report.weighted_relative_error:.4f}")]
+    svd = report.same_size_svd
+    assert svd is not None
     rows = [
-        ("table", f"{report['n']:,} rows x {report['d']} columns"),
+        ("table", f"{report.n:,} rows x {report.d} columns"),
         ("method", _method_line(report)),
-        ("parameters", f"{report['params_dense']:,} -> {report['params_stored']:,}" + " that have a code" * auto),
+        ("parameters", f"{report.params_dense:,} -> {report.params_stored:,}" + " that have a code" * auto),
         *rate,
-        ("bytes of the embedding in the file", f"{report['bytes_dense']:,} -> {report['bytes_stored']:,}"),
-        ("bytes of all weights", f"{report['model_bytes_dense']:,} -> {report['model_bytes_stored']:,}"),
-        ("stored bits per original weight", f"{report['bits_per_weight']:.2f} ({report['codes']})"),
-        ("relative squared error", f"{report['relative_error']:.4f}"),
-        *(weighted if report["weights"] != "uniform" else []),
-        (f"SVD of equal size ({svd['codes']}) would have", f"{svd['weighted_relative_error']:.4f}"),
+        ("bytes of the embedding in the file", f"{report.bytes_dense:,} -> {report.bytes_stored:,}"),
+        ("bytes of all weights", f"{report.model_bytes_dense:,} -> {report.model_bytes_stored:,}"),
+        ("stored bits per original weight", f"{report.bits_per_weight:.2f} ({report.codes})"),
+        ("relative squared error", f"{report.relative_error:.4f}"),
+        *(weighted if report.weights != "uniform" else []),
+        (f"SVD of equal size ({svd.codes}) would have", f"{svd.weighted_relative_error:.4f}"),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
     dense = "".join(
-        f"\n`{part['name']}` ({part['bytes']:,} bytes) stays dense: {part['reason']}.\n"
-        for part in report["dense_parts"]
+        f"\n`{part.name}` ({part.bytes:,} bytes) stays dense: {part.reason}.\n" for part in report.dense_parts
     )
-    return f"""{_front_matter(source, report["model"])}
-# {_short_name(report["model"])}, embedding compressed by projclust
+    return f"""{_front_matter(source, report.model)}
+# {_short_name(report.model)}, embedding compressed by projclust
 
 {_what_was_done(report)}
 No other weight was changed, and nothing was trained.
@@ -67,7 +67,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 ## Source
 
 [Deep Learning Meets Projective Clustering]({_PAPER}), Maalouf, Lang, Rus and Feldman, ICLR 2021.
-Made with projclust {report["versions"]["projclust"]}; projclust_report.json has every figure,
+Made with projclust {report.versions["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """
 
@@ -209,41 +209,43 @@ def _front_matter(source: Path, base_model: str | None = None) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _what_was_done(report: dict[str, Any]) -> str:
-    model = _linked(report["model"])
-    if report["codes"] == "auto":
-        by = "length" if report["weights"] == "uniform" else "how much they matter"
+def _what_was_done(report: CompressReport) -> str:
+    model = _linked(report.model)
+    ranks, row_bytes = report.ranks or [], report.row_bytes or []
+    if report.codes == "auto":
+        by = "length" if report.weights == "uniform" else "how much they matter"
         return (
-            f"The word embedding of {model} was coded: its rows were classed by {by} into {report['k']} classes, and\n"
-            f"each coordinate of a class got as many bits as it deserves, {min(report['row_bytes'])} to "
-            f"{max(report['row_bytes'])} bytes a row."
+            f"The word embedding of {model} was coded: its rows were classed by {by} into {report.k} classes, and\n"
+            f"each coordinate of a class got as many bits as it deserves, {min(row_bytes)} to "
+            f"{max(row_bytes)} bytes a row."
         )
-    least, most = min(report["ranks"]), max(report["ranks"])
+    least, most = min(ranks), max(ranks)
     dimension = f"dimension {most}" if least == most else f"dimensions {least} to {most}"
     return (
-        f"The word embedding of {model} was factorised: each row lies in one of {report['k']} subspaces of\n"
+        f"The word embedding of {model} was factorised: each row lies in one of {report.k} subspaces of\n"
         f"{dimension} and is stored as its{f' {most}' * (least == most)} coordinates there."
     )
 
 
-def _method_line(report: dict[str, Any]) -> str:
-    if report["codes"] == "auto":
-        metric = "by the model's gradients" if report["metric"] == "model" else "as they are"
-        weights = report["weights"]
-        if report["weights_exponent"] is not None:
-            weights += f" (to the power {report['weights_exponent']:g})"
-        return f"projclust codes auto, errors measured {metric}, row weights {weights}, seed {report['seed']}"
-    kind = "affine" if report["affine"] else "linear"
-    least, most = min(report["ranks"]), max(report["ranks"])
-    rank = f"rank j={report['j']}" if least == most else f"adaptive ranks {least} to {most} (budget of j={report['j']})"
+def _method_line(report: CompressReport) -> str:
+    if report.codes == "auto":
+        metric = "by the model's gradients" if report.metric == "model" else "as they are"
+        weights = report.weights
+        if report.weights_exponent is not None:
+            weights += f" (to the power {report.weights_exponent:g})"
+        return f"projclust codes auto, errors measured {metric}, row weights {weights}, seed {report.seed}"
+    kind = "affine" if report.affine else "linear"
+    ranks = report.ranks or []
+    least, most = min(ranks), max(ranks)
+    rank = f"rank j={report.j}" if least == most else f"adaptive ranks {least} to {most} (budget of j={report.j})"
     line = {
-        "projective": f"projective clustering, k={report['k']} {kind} subspaces of {rank}",
-        "svd": f"truncated SVD of rank {report['j']}",
-        "random": f"random partition (a control), k={report['k']} groups, rank j={report['j']}",
-    }[report["method"]]
-    if report["loss"] != "l2":
-        line += f", loss {report['loss']}"
-    return f"{line}, row weights {report['weights']}, seed {report['seed']}"
+        "projective": f"projective clustering, k={report.k} {kind} subspaces of {rank}",
+        "svd": f"truncated SVD of rank {report.j}",
+        "random": f"random partition (a control), k={report.k} groups, rank j={report.j}",
+    }[report.method]
+    if report.loss != "l2":
+        line += f", loss {report.loss}"
+    return f"{line}, row weights {report.weights}, seed {report.seed}"
 
 
 def _short_name(model: str) -> str:

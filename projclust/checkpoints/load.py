@@ -1,7 +1,7 @@
 """Loading models and tokenizers from checkpoint folders: only safetensors weights, never code from a checkpoint."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ class Loaded:
     """
 
     model: PreTrainedModel
-    missing: list[str]
-    extra: dict[str, Tensor]
-    lost: list[str]
+    missing: list[str] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
 
 def load_checkpoint(folder: Path) -> Loaded:

@@ -1,28 +1,13 @@
 """The commands: each takes its declared options, runs its job, and prints the result. No arithmetic here."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from projclust.cli.derive import command
-from projclust.cli.output import (
-    Format,
-    is_main_process,
-    print_json,
-    print_next,
-    print_rows,
-    progress_bar,
-    quoted,
-    warn,
-)
-from projclust.cli.views import (
-    cell_line,
-    compress_rows,
-    expand_rows,
-    inspect_rows,
-    plan_lines,
-    push_rows,
-)
+from projclust.cli.output import Format, aligned, is_main_process, progress_bar, quoted, warn
+from projclust.cli.views import cell_line, compress_lines, expand_lines, inspect_lines, plan_lines, push_lines
 from projclust.jobs.options import (
     CompressOptions,
     ExpandOptions,
@@ -32,9 +17,14 @@ from projclust.jobs.options import (
     PushOptions,
     ReportOptions,
 )
+from projclust.results.reports import Report
+from projclust.results.rows import Row
+
+if TYPE_CHECKING:  # slow to import
+    from projclust.jobs.report import Reported
 
 
-@command(CompressOptions)
+@command
 def compress(options: CompressOptions, format: Format) -> None:
     """Compress the word embedding of a model and write a checkpoint that from_pretrained loads.
 
@@ -62,12 +52,12 @@ def compress(options: CompressOptions, format: Format) -> None:
             bar.advance(f"coding rows: {done:,} of {total:,}", done, total)
 
         report = compress_checkpoint(options, Hooks(bar.stage, warn, step=step, rows=rows, upload=bar.clear))
-    result = quoted(report["output"]) if options.push_to_hub is None else options.push_to_hub
+    result = quoted(report.output) if options.push_to_hub is None else options.push_to_hub
     next_step = "drop --dry-run to write it" if options.dry_run else f"projclust inspect {result}"
-    _print(report, format, compress_rows, next_step)
+    _print(report, format, compress_lines, next_step)
 
 
-@command(PlanOptions)
+@command
 def plan(options: PlanOptions, format: Format) -> None:
     """Show what sizes of the embedding can be had and what each costs, ours and known ones, and pick one.
 
@@ -83,16 +73,11 @@ def plan(options: PlanOptions, format: Format) -> None:
 
     with progress_bar() as bar:
         result = plan_checkpoint(options, Hooks(bar.stage, warn))
-    if format is Format.JSON:
-        print_json(result)
-        return
-    for line in plan_lines(result):
-        print(line)
-    pick = result["pick"]
-    print_next("projclust plan with larger --bits: none fits" if pick is None else pick["command"])
+    none_fits = "projclust plan with larger --bits: none fits"
+    _print(result, format, plan_lines, none_fits if result.pick is None else result.pick.command)
 
 
-@command(GlueEvalOptions)
+@command
 def glue_eval(options: GlueEvalOptions, format: Format) -> None:
     """Fine-tune and score on GLUE: the dense model against compressed ones, with a report.
 
@@ -102,59 +87,33 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
     """
     from projclust.jobs.common import Hooks
     from projclust.jobs.glue_eval import evaluate_on_glue
-    from projclust.report.terminal import summary_table
-    from projclust.report.write import HTML_FILE
 
     with progress_bar() as bar:
-        stage = ""
 
-        def begin(text: str) -> None:
-            nonlocal stage
-            stage = text
-            bar.stage(text)
-
-        def cell(row: dict[str, Any], done: int, total: int) -> None:
+        def cell(row: Row, done: int, total: int) -> None:
             bar.log(f"{done}/{total}  {cell_line(row)}")
 
         def step(step: int, steps: int, loss: float) -> None:
-            bar.advance(f"{stage}, loss {loss:.4f}", step, steps)
+            bar.advance(f"{bar.text}, loss {loss:.4f}", step, steps)
 
-        result = evaluate_on_glue(options, Hooks(begin, warn, step=step, cell=cell))
-    if not is_main_process():
-        return
-    if format is Format.JSON:
-        print_json(result.as_json())
-        return
-    for summary in result.summaries:
-        print(summary_table(summary) + "\n")
-    print_rows([("written", result.output)])
-    if result.card is not None:
-        print_next(f"projclust report {quoted(result.output)} --card {quoted(result.card)}")
-    else:
-        print_next(f"open {quoted(str(Path(result.output) / HTML_FILE))} in a browser")
+        result = evaluate_on_glue(options, Hooks(bar.stage, warn, step=step, cell=cell))
+    card = None if result.card is None else f"projclust report {quoted(result.output)} --card {quoted(result.card)}"
+    _print(result, format, _report_lines, card or _open_page(result.output))
 
 
-@command(ReportOptions)
+@command
 def report(options: ReportOptions, format: Format) -> None:
     """Merge measurements of one or more runs into tables, plots and a page, and put them into a model card.
 
     Example: projclust report roberta-base-glue other-run-glue -o both
     """
     from projclust.jobs.report import report_results
-    from projclust.report.terminal import summary_table
-    from projclust.report.write import HTML_FILE
 
     result = report_results(options)
-    if format is Format.JSON:
-        print_json(result.as_json())
-        return
-    for summary in result.summaries:
-        print(summary_table(summary) + "\n")
-    print_rows([("written", result.output), *([("card", result.card)] if result.card else [])])
-    print_next(f"open {quoted(str(Path(result.output) / HTML_FILE))} in a browser")
+    _print(result, format, _report_lines, _open_page(result.output))
 
 
-@command(InspectOptions)
+@command
 def inspect(options: InspectOptions, format: Format) -> None:
     """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance.
 
@@ -164,10 +123,10 @@ def inspect(options: InspectOptions, format: Format) -> None:
 
     result, path = inspect_checkpoint(options.path, options.revision), quoted(options.path)
     dense = f"projclust compress {path} --k 5 --ratio 0.4"
-    _print(result, format, inspect_rows, f"projclust expand {path} -o DIR" if result["compressed"] else dense)
+    _print(result, format, inspect_lines, f"projclust expand {path} -o DIR" if result.compressed else dense)
 
 
-@command(ExpandOptions)
+@command
 def expand(options: ExpandOptions, format: Format) -> None:
     """Write a compressed checkpoint as a stock dense one that needs no projclust.
 
@@ -179,10 +138,10 @@ def expand(options: ExpandOptions, format: Format) -> None:
     with progress_bar() as bar:
         bar.stage(f"expanding {options.path}")
         result = expand_checkpoint(options)
-    _print(result, format, expand_rows, f"AutoModel.from_pretrained({result['output']!r})")
+    _print(result, format, expand_lines, f"AutoModel.from_pretrained({result.output!r})")
 
 
-@command(PushOptions)
+@command
 def push(options: PushOptions, format: Format) -> None:
     """Push a checkpoint to a model repository on the Hub, with its card; a second push updates it.
 
@@ -195,21 +154,35 @@ def push(options: PushOptions, format: Format) -> None:
     with progress_bar():  # never begun: an upload has bars of the Hub client's own
         result = push_checkpoint(options, warn)
     next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
-    _print(result, format, push_rows, next_step)
+    _print(result, format, push_lines, next_step)
 
 
-Rows = Sequence[tuple[str, str]]
+R = TypeVar("R", bound=Report)
 
 
-def _print(result: dict[str, Any], format: Format, rows: Callable[[dict[str, Any]], Rows], next_step: str) -> None:
+def _print(result: R, format: Format, lines: Callable[[R], Iterable[str]], next_step: str) -> None:
     """A result in the form asked for, by the process that prints."""
     if not is_main_process():
         return
     if format is Format.JSON:
-        print_json(result)
-        return
-    print_rows(rows(result))
-    print_next(next_step)
+        print(json.dumps(result.as_json(), indent=2))
+    else:
+        print(*lines(result), f"\nnext: {next_step}", sep="\n")
+
+
+def _report_lines(result: "Reported") -> Iterator[str]:
+    from projclust.report.terminal import summary_table  # slow to import
+
+    for summary in result.summaries:
+        yield summary_table(summary) + "\n"
+    card = [] if result.card is None or result.measured is not None else [("card", result.card)]
+    yield from aligned([("written", result.output), *card])
+
+
+def _open_page(folder: str) -> str:
+    from projclust.report.write import HTML_FILE  # slow to import
+
+    return f"open {quoted(str(Path(folder) / HTML_FILE))} in a browser"
 
 
 COMMANDS = (compress, plan, glue_eval, report, inspect, expand, push)

@@ -15,30 +15,28 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.options import Declared, Options, fields_of, is_required, kind_of
 
 
-def command(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a command of a function that takes options, and how to print: its flags are those of the options.
 
     The function is called with the options made, which are checked by then, and with the `Format`.
     """
+    options: type[Options] = function.__annotations__["options"]
 
-    def derive(function: Callable[..., None]) -> Callable[..., None]:
-        def run(ctx: typer.Context, config: Any, format: Format, debug: bool, **values: Any) -> None:
-            made = _made(options, ctx, values)
-            _heed_neighbours()
-            function(made, format)
+    def run(ctx: typer.Context, config: Any, format: Format, debug: bool, **values: Any) -> None:
+        made = _made(options, ctx, values)
+        _heed_neighbours()
+        function(made, format)
 
-        parameters = [
-            inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context),
-            *(_parameter(part) for part in flat(options).values()),
-            _config_of(options),
-            *_COMMON,
-        ]
-        run.__name__, run.__doc__ = function.__name__, function.__doc__
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
-
-    return derive
+    parameters = [
+        inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context),
+        *(_parameter(part) for part in flat(options).values()),
+        _config_of(options),
+        *_COMMON,
+    ]
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def _heed_neighbours() -> None:
@@ -137,14 +135,10 @@ def _of_file(path: Path, part: "Field[Any] | None", value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) and _kind_on_command_line(part) is str else value
 
 
-def on_command_line(ctx: typer.Context, name: str) -> bool:
-    """Whether an option was given as a flag, not by a config file or a default."""
-    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
-
-
 def _made(options: type[Options], ctx: typer.Context, values: Mapping[str, Any]) -> Options:
     """The options from what the command line and a config file give."""
-    on_line = {name for name in values if on_command_line(ctx, name)}
+    # Given as a flag, not by the file or a default.
+    on_line = {name for name in values if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
     nested = [part.type for part in fields(options) if "declared" not in part.metadata]
     for kind in (options, *nested):
         values = kind.flags_win(dict(values), on_line)  # type: ignore[union-attr]

@@ -1,13 +1,11 @@
 """What the commands print: results on stdout, progress and warnings on stderr."""
 
-import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -20,26 +18,10 @@ class Format(str, Enum):
     JSON = "json"
 
 
-def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on stdout and nothing else."""
-    print(json.dumps(result, indent=2))
-
-
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of name and value, the values below one another."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
-
-
-def print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Aligned lines of name and value on stdout."""
-    for line in aligned(rows):
-        print(line)
-
-
-def print_next(hint: str) -> None:
-    """What to do next, on stdout after a human-readable result."""
-    print(f"\nnext: {hint}")
 
 
 def quoted(path: str) -> str:
@@ -67,11 +49,12 @@ class Bar:
     """One line on a terminal's stderr: what is being done, how far it is, how long it has taken."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self._progress, self.text = progress, ""
         self._task = progress.add_task("", total=None)
 
     def stage(self, text: str) -> None:
         """Begin something of unknown length."""
+        self.text = text
         self._progress.start()
         self._progress.reset(self._task, total=None, description=text)
 
@@ -101,9 +84,8 @@ def progress_bar() -> Iterator[Bar]:
     logging.disable_progress_bar()
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    progress = Progress(
-        *columns, console=console, transient=True, disable=not (console.is_terminal and is_main_process())
-    )
+    shown = console.is_terminal and is_main_process()
+    progress = Progress(*columns, console=console, transient=True, disable=not shown)
     try:
         yield Bar(progress)
     finally:

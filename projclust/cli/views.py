@@ -1,150 +1,138 @@
 """Results as people read them on a terminal."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from projclust.cli.output import aligned, megabytes
+from projclust.results.reports import CompressReport, ExpandReport, HowCompressed, InspectReport, PlanReport, PushReport
+from projclust.results.rows import Row
 
-Rows = list[tuple[str, str]]
 
-
-def method_text(result: dict[str, Any]) -> str:
-    """How a table is compressed, from the fields of a report."""
-    if result["codes"] == "auto":
-        if result["ranks"] is None:
-            return f"{result['method']}, codes auto"
-        return f"{result['method']}, {result['k']} classes of rows, up to {max(result['ranks'])} coordinates"
-    text = f"{result['method']}, k={result['k']}, j={result['j']}" + ", affine" * result["affine"]
-    if result["ranks"] is None:
+def method_text(result: CompressReport | HowCompressed) -> str:
+    """How a table is compressed."""
+    if result.codes == "auto":
+        if result.ranks is None:
+            return f"{result.method}, codes auto"
+        return f"{result.method}, {result.k} classes of rows, up to {max(result.ranks)} coordinates"
+    text = f"{result.method}, k={result.k}, j={result.j}" + ", affine" * result.affine
+    if result.ranks is None:
         text += ", adaptive ranks"
-    elif min(result["ranks"]) < max(result["ranks"]):
-        text += f", ranks {min(result['ranks'])} to {max(result['ranks'])}"
-    return text if result["loss"] == "l2" else f"{text}, loss {result['loss']}"
+    elif min(result.ranks) < max(result.ranks):
+        text += f", ranks {min(result.ranks)} to {max(result.ranks)}"
+    return text if result.loss == "l2" else f"{text}, loss {result.loss}"
 
 
-def compress_rows(report: dict[str, Any]) -> Rows:
+def compress_lines(report: CompressReport) -> list[str]:
     """What `projclust compress` prints."""
-    at_most = "at most " * (report["ranks"] is None)
-    parameters = f"{report['params_dense']:,}"
-    if report["codes"] == "auto":
-        if report["params_stored"] is not None:
-            parameters += f" -> {report['params_stored']:,} that have a code"
+    at_most = "at most " * (report.ranks is None)
+    parameters = f"{report.params_dense:,}"
+    if report.codes == "auto":
+        if report.params_stored is not None:
+            parameters += f" -> {report.params_stored:,} that have a code"
     else:
-        parameters += f" -> {at_most}{report['params_stored']:,} (compression rate {report['compression_rate']:.4f})"
-    times, bits = report["bytes_dense"] / report["bytes_stored"], report["bits_per_weight"]
-    stored = f"{at_most}{megabytes(report['bytes_stored'])}"
-    whole = f"{at_most}{megabytes(report['model_bytes_stored'])}"
+        parameters += f" -> {at_most}{report.params_stored:,} (compression rate {report.compression_rate:.4f})"
+    stored = f"{megabytes(report.bytes_dense)} -> {at_most}{megabytes(report.bytes_stored)}"
+    times = f"{report.bytes_dense / report.bytes_stored:.1f}x smaller"
     rows = [
-        ("embedding", f"{report['embedding']}, {report['n']:,} x {report['d']}"),
+        ("embedding", f"{report.embedding}, {report.n:,} x {report.d}"),
         ("method", method_text(report)),
         ("parameters", parameters),
-        (
-            "embedding in file",
-            f"{megabytes(report['bytes_dense'])} -> {stored} ({times:.1f}x smaller, {bits:.2f} bits per weight, "
-            f"{report['codes']})",
-        ),
-        ("all weights", f"{megabytes(report['model_bytes_dense'])} -> {whole}"),
+        ("embedding in file", f"{stored} ({times}, {report.bits_per_weight:.2f} bits per weight, {report.codes})"),
+        ("all weights", f"{megabytes(report.model_bytes_dense)} -> {at_most}{megabytes(report.model_bytes_stored)}"),
+        *(("stays dense", f"{part.name}, {megabytes(part.bytes)}: {part.reason}") for part in report.dense_parts),
     ]
-    for part in report["dense_parts"]:
-        rows.append(("stays dense", f"{part['name']}, {megabytes(part['bytes'])}: {part['reason']}"))
-    if report["relative_error"] is not None:
-        svd, steps = report["same_size_svd"], report["iterations"]
-        error = f"{report['relative_error']:.4f}"
-        if report["weights"] != "uniform":
-            error += f", weighted {report['weighted_relative_error']:.4f}"
+    svd, steps = report.same_size_svd, report.iterations
+    if svd is not None:
+        error = f"{report.relative_error:.4f}"
+        if report.weights != "uniform":
+            error += f", weighted {report.weighted_relative_error:.4f}"
         took = "" if steps is None else f", {steps} step" + "s" * (steps > 1)
         rows += [
-            ("relative error", f"{error} (SVD of equal size, {svd['codes']}: {svd['weighted_relative_error']:.4f})"),
-            ("fit", f"{report['fit_seconds']:.1f} s on {report['device']}{took}"),
-            ("written", report["output"]),
+            ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
+            ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),
+            ("written", report.output),
         ]
-    if report["pushed_to"] is not None:
-        rows.append(("pushed to", report["pushed_to"]))
-    return rows
+    if report.pushed_to is not None:
+        rows.append(("pushed to", report.pushed_to))
+    return aligned(rows)
 
 
-def expand_rows(result: dict[str, Any]) -> Rows:
+def expand_lines(result: ExpandReport) -> list[str]:
     """What `projclust expand` prints."""
-    sizes = megabytes(result["model_bytes_stored"]), megabytes(result["model_bytes_dense"])
-    return [("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result["output"])]
+    sizes = megabytes(result.model_bytes_stored), megabytes(result.model_bytes_dense)
+    return aligned([("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result.output)])
 
 
-def inspect_rows(result: dict[str, Any]) -> Rows:
+def inspect_lines(result: InspectReport) -> list[str]:
     """What `projclust inspect` prints."""
     rows = [
-        ("model", f"{result['model_class']}, {megabytes(result['model_bytes_stored'])} of weights"),
-        ("embedding", f"{result['embedding']}, {result['n']:,} x {result['d']}"),
-        (
-            "embedding in file",
-            f"{megabytes(result['bytes_stored'])} ({result['bits_per_weight']:.2f} bits per weight)",
-        ),
+        ("model", f"{result.model_class}, {megabytes(result.model_bytes_stored)} of weights"),
+        ("embedding", f"{result.embedding}, {result.n:,} x {result.d}"),
+        ("embedding in file", f"{megabytes(result.bytes_stored)} ({result.bits_per_weight:.2f} bits per weight)"),
     ]
-    for name, part in result["parts"].items():
-        shape = "x".join(map(str, part["shape"]))
-        rows.append((f"  {name.rpartition('.')[2]}", f"{shape} {part['dtype']}, {part['bytes']:,} bytes"))
-    if not result["compressed"]:
-        return [*rows, ("compressed", "no")]
-    error = result["relative_error"]
+    for name, part in result.parts.items():
+        shape = "x".join(map(str, part.shape))
+        rows.append((f"  {name.rpartition('.')[2]}", f"{shape} {part.dtype}, {part.bytes:,} bytes"))
+    how = result.how
+    if how is None:
+        return aligned([*rows, ("compressed", "no")])
+    error = how.relative_error
     rows += [
-        ("compressed", f"{method_text(result)}, row weights {result['weights']}"),
+        ("compressed", f"{method_text(how)}, row weights {how.weights}"),
         ("relative error", "unknown (no report in the folder)" if error is None else f"{error:.4f}"),
     ]
-    if result["model"] is not None:
-        made_by = f"projclust {result['versions'].get('projclust', 'of unknown version')}"
-        rows.append(("made from", f"{result['model']}, seed {result['seed']}, {made_by}"))
-    return rows
+    if how.model is not None:
+        made_by = f"projclust {(how.versions or {}).get('projclust', 'of unknown version')}"
+        rows.append(("made from", f"{how.model}, seed {how.seed}, {made_by}"))
+    return aligned(rows)
 
 
-def plan_lines(result: dict[str, Any]) -> Iterator[str]:
+def plan_lines(result: PlanReport) -> Iterator[str]:
     """What `projclust plan` prints."""
     from projclust.report.phrases import columns  # slow to import
 
-    yield from aligned(
-        [
-            ("embedding", f"{result['n']:,} x {result['d']}, {megabytes(result['bytes_dense'])} dense"),
-            ("row weights", f"{result['weights']}, sensitivity {result['metric']}"),
-        ]
-    )
+    size = f"{result.n:,} x {result.d}, {megabytes(result.bytes_dense)} dense"
+    yield from aligned([("embedding", size), ("row weights", f"{result.weights}, sensitivity {result.metric}")])
     yield ""
-    extra = [name for name in ("cosine", "kl") if any(row[name] is not None for row in result["rows"])]
+    extra = [name for name in ("cosine", "kl") if any(getattr(row, name) is not None for row in result.rows)]
     table = [["recipe", "bits", "size", "smaller", "error", "weighted", *extra]]
-    for row in result["rows"]:
-        mark = "~" * row["predicted"]
-        cells = [row["recipe"], f"{row['bits_per_weight']:.2f}", megabytes(row["bytes"])]
-        cells += [f"{result['bytes_dense'] / row['bytes']:.1f}x"]
-        cells += [f"{mark}{row[name]:.4f}" for name in ("relative_error", "weighted_relative_error")]
-        table.append([*cells, *("-" if row[name] is None else f"{row[name]:.4f}" for name in extra)])
+    for row in result.rows:
+        mark = "~" * row.predicted
+        smaller = f"{result.bytes_dense / row.bytes:.1f}x"
+        cells = [row.recipe, f"{row.bits_per_weight:.2f}", megabytes(row.bytes), smaller]
+        cells += [f"{mark}{getattr(row, name):.4f}" for name in ("relative_error", "weighted_relative_error")]
+        probed = [getattr(row, name) for name in extra]
+        table.append([*cells, *("-" if value is None else f"{value:.4f}" for value in probed)])
     yield from columns(table)
     yield ""
-    if any(row["predicted"] for row in result["rows"]):
+    if any(row.predicted for row in result.rows):
         yield "~ predicted or measured on a sample; --exact computes it"
-    for note in result["notes"]:
+    for note in result.notes:
         yield f"note: {note}"
-    pick = result["pick"]
+    pick = result.pick
     if pick is not None:
-        size = f"{pick['bits_per_weight']:.2f} bits a weight, {megabytes(pick['bytes'])}"
-        yield from aligned([("pick", f"auto, {size}: {pick['rule']}"), ("took", f"{result['total_seconds']:.0f} s")])
-    if result["output"] is not None:
-        yield from aligned([("written", result["output"])])
+        size = f"{pick.bits_per_weight:.2f} bits a weight, {megabytes(pick.bytes)}"
+        yield from aligned([("pick", f"auto, {size}: {pick.rule}"), ("took", f"{result.total_seconds:.0f} s")])
+    if result.output is not None:
+        yield from aligned([("written", result.output)])
 
 
-def push_rows(result: dict[str, Any]) -> Rows:
+def push_lines(result: PushReport) -> list[str]:
     """What `projclust push` prints."""
-    rows = [(file["path"], f"{file['bytes']:,} bytes") for file in result["files"]]
-    rows.append(("all files", megabytes(result["bytes"])))
-    visibility = "private" if result["private"] else "public"
-    if result["dry_run"]:
-        return [*rows, ("would go to", f"{result['url']} ({visibility} if it is new)")]
-    done = "pushed to" if result["changed"] else "unchanged at"
-    return [*rows, (done, f"{result['url']} ({visibility})"), ("commit", result["commit"])]
+    rows = [(file.path, f"{file.bytes:,} bytes") for file in result.files]
+    rows.append(("all files", megabytes(result.bytes)))
+    visibility = "private" if result.private else "public"
+    if result.dry_run:
+        return aligned([*rows, ("would go to", f"{result.url} ({visibility} if it is new)")])
+    done = "pushed to" if result.changed else "unchanged at"
+    return aligned([*rows, (done, f"{result.url} ({visibility})"), ("commit", str(result.commit))])
 
 
-def cell_line(row: dict[str, Any]) -> str:
+def cell_line(row: Row) -> str:
     """One measurement of `projclust glue-eval`."""
-    limit = "" if row["limit"] is None else f" (limited to {row['limit']:,} rows)"
-    what = f"{row['task']}{limit}, seed {row['seed']}, {row['label']}"
-    if row["status"] != "done":
-        return f"{what}: {row['status']}: {row['reason']}"
-    scores = {"before further training": row["score_before"], "after training": row["score_after"]}
+    limit = "" if row.limit is None else f" (limited to {row.limit:,} rows)"
+    what = f"{row.task}{limit}, seed {row.seed}, {row.label}"
+    if row.status != "done":
+        return f"{what}: {row.status}: {row.reason}"
+    scores = {"before further training": row.score_before, "after training": row.score_after}
     shown = ", ".join(f"{score:.2f} {stage}" for stage, score in scores.items() if score is not None)
-    return f"{what}: {shown} ({row['validation_rows']:,} rows)"
+    return f"{what}: {shown} ({row.validation_rows:,} rows)"

@@ -59,9 +59,8 @@ def assign_rows(rows: Rows, subspaces: Subspaces, penalties: Tensor | None = Non
     for where, block in rows.blocks(len(stacked)):
         coordinates = block @ stacked.T
         if len(set(subspaces.ranks)) == 1:
-            explained = torch.linalg.vector_norm(
-                coordinates.view(len(block), len(bases), -1), dim=-1
-            ).square()  # (rows, k)
+            parts = coordinates.view(len(block), len(bases), -1)
+            explained = torch.linalg.vector_norm(parts, dim=-1).square()  # (rows, k)
         else:
             explained = torch.stack([part.square().sum(1) for part in coordinates.split(subspaces.ranks, 1)], 1)
         if normals is not None:

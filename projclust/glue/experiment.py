@@ -24,13 +24,15 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.glue.batches import EncodedRows, encode
 from projclust.glue.data import TaskData
 from projclust.glue.settings import Settings, settings_for
-from projclust.glue.store import Row, identity_hash
+from projclust.glue.store import identity_hash
 from projclust.glue.training import Diverged, Step, check_batch_size, points, score, train
 from projclust.glue.variants import COMPRESSED, Variant
 from projclust.hf.compression import Run, compress_embedding
 from projclust.hf.swap import input_embedding
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.subspaces import shape_of
+from projclust.results.reports import InspectReport
+from projclust.results.rows import Row
 from projclust.shapes import DenseShape
 from projclust.weights.row_weights import RowWeights
 
@@ -47,21 +49,24 @@ class ModelSizes:
     Attributes:
         bytes_dense, model_bytes_dense: how much the dense embedding takes, and all weights with it.
         positions: the longest input the model takes, where its config tells.
-        stored: what a row of results says of the embedding of a compressed model; None for a dense one.
+        stored: what is found of a compressed model, its codes named as in results; None for a dense one.
     """
 
     table: DenseShape
     bytes_dense: int
     model_bytes_dense: int
     positions: int | None
-    stored: dict[str, Any] | None = None
+    stored: InspectReport | None = None
 
-    def with_embedding(self, stored: int) -> Row:
-        """Return the sizes that follow from the bytes of the stored embedding."""
+    def taken(self, stored: int, parameters: int, error: float | None) -> dict[str, Any]:
+        """Return the fields of a row about the stored embedding: its bytes, its parameters, and how far it is off."""
         return {
+            "params_stored": parameters,
+            "compression_rate": 1 - parameters / self.table.parameters,
             "bytes_stored": stored,
             "bits_per_weight": self.table.bits_for_bytes(stored),
             "model_bytes_stored": self.model_bytes_dense - self.bytes_dense + stored,
+            "relative_error": error,
         }
 
 
@@ -198,7 +203,7 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
         if study.accelerator.is_main_process:
             folder.parent.mkdir(exist_ok=True)
             with new_folder(folder, overwrite=False) as unfinished:
-                _save(model, unfinished)
+                save_checkpoint(Loaded(model), unfinished)
                 (unfinished / _BASELINE_FILE).write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     study.accelerator.wait_for_everyone()
     return folder
@@ -210,72 +215,97 @@ def measure(bench: Bench, variant: Variant, seed: int, training_score: bool) -> 
     With `training_score`, the trained model is also scored on the rows it was trained on. The row's status is
     "diverged" when training met a loss that is no number.
     """
-    study, task, data = bench.study, bench.data.task.name, bench.data
-    row: Row = {
-        "task": task,
-        **variant.as_row(),
-        "weights": None if variant.recipe is None else study.weights_of(variant.recipe).recorded,
-        "seed": seed,
-        "status": "done",
-        **dict.fromkeys(("reason", "metrics_before", "metrics_after", "score_before", "score_after")),
-        **dict.fromkeys(("training_score", "chosen")),
-        **_sizes(study.sizes, variant),
-        "training_rows": len(data.train),
-        "validation_rows": sum(map(len, data.validation.values())),
-        "limit": bench.settings.limit,
-        "glue": data.source,
-        "data_sha256": data.sha256,
-        "model": study.model,
-        "model_sha256": study.sha256,
-        "protocol": study.protocol,
-        "settings": bench.settings.as_dict(),
-        "settings_hash": study.identity(task, data.sha256, variant, seed, training_score),
-        "seconds": {"baseline": 0.0, "fit": 0.0, "train": 0.0, "evaluate": 0.0},
-        "device": str(study.accelerator.device),
-        "processes": study.accelerator.num_processes,
-        "versions": study.versions,
-    }
+    row = _foreseen(bench, variant, seed, training_score)
     try:
-        with _compressed(bench, variant, seed, row) as folder:
-            _score_and_train(bench, variant, folder, seed, training_score, row)
+        with _compressed(bench, variant, row) as (folder, row):
+            model = _classifier(bench, folder, seed)
+            if bench.study.protocol == PAPER or bench.head_is_stored:
+                metrics = _score(bench, model, bench.validation, row)
+                row = replace(row, metrics_before=metrics, score_before=points(metrics))
+            if bench.settings.epochs:
+                row = _trained(bench, variant, model, row, training_score)
     except Diverged as error:
-        row |= {"status": "diverged", "reason": str(error)}
-        row |= {"metrics_after": None, "score_after": None, "training_score": None}
-    row["seconds"] = {name: round(value, 3) for name, value in row["seconds"].items()}
-    return row
+        row = replace(row, status="diverged", reason=str(error))
+    return replace(row, seconds={name: round(value, 3) for name, value in row.seconds.items()})
+
+
+def _foreseen(bench: Bench, variant: Variant, seed: int, training_score: bool) -> Row:
+    """Return what is known of a cell before it is measured; what the embedding takes is foreseen."""
+    study, data, recipe = bench.study, bench.data, variant.recipe or Recipe()
+    sizes, task, table = study.sizes, data.task.name, study.sizes.table
+    taken = sizes.taken(sizes.bytes_dense, table.parameters, 0.0)
+    if variant.recipe is not None:
+        parameters = table.parameters if recipe.k is None else shape_of(recipe, table).parameters
+        taken = sizes.taken(recipe.stored_bytes(table), parameters, None)
+    row = Row(
+        task=task,
+        variant=variant.name,
+        label=variant.label,
+        method=variant.method,
+        k=recipe.k,
+        j=recipe.j,
+        affine=None if recipe.k is None else recipe.affine,
+        codes=None if recipe.codes is None else str(recipe.codes),
+        seed=seed,
+        params_dense=table.parameters,
+        bytes_dense=sizes.bytes_dense,
+        model_bytes_dense=sizes.model_bytes_dense,
+        **taken,
+        training_rows=len(data.train),
+        validation_rows=sum(map(len, data.validation.values())),
+        limit=bench.settings.limit,
+        glue=data.source,
+        model=study.model,
+        model_sha256=study.sha256,
+        protocol=study.protocol,
+        settings=bench.settings.as_dict(),
+        settings_hash=study.identity(task, data.sha256, variant, seed, training_score),
+        seconds={"baseline": 0.0, "fit": 0.0, "train": 0.0, "evaluate": 0.0},
+        device=str(study.accelerator.device),
+        processes=study.accelerator.num_processes,
+        versions=study.versions,
+        bits=recipe.bits,
+        metric=str(recipe.sensitivity) if recipe.is_auto else None,
+        weights=None if variant.recipe is None else study.weights_of(recipe).recorded,
+        data_sha256=data.sha256,
+    )
+    found = sizes.stored
+    if variant.name != COMPRESSED or found is None or found.how is None or found.stored is None:
+        return row
+    how, taken = found.how, sizes.taken(found.bytes_stored, found.stored.params_stored, found.how.relative_error)
+    return replace(row, k=how.k, j=how.j, affine=how.affine, codes=how.codes, **taken)
 
 
 @contextlib.contextmanager
-def _compressed(bench: Bench, variant: Variant, seed: int, row: Row) -> Iterator[Path]:
-    """Give the folder of the checkpoint to measure, as a user would load it, and enter its sizes into `row`."""
+def _compressed(bench: Bench, variant: Variant, row: Row) -> Iterator[tuple[Path, Row]]:
+    """Give the folder of the checkpoint to measure, as a user would load it, and the row with its sizes."""
     study, source = bench.study, bench.study.checkpoint
     if study.protocol == PAPER:
-        source = _baseline_folder(bench, seed)
+        source = _baseline_folder(bench, row.seed)
         try:
-            row["seconds"]["baseline"] = float(read_json(source / _BASELINE_FILE)["seconds"])
+            row.seconds["baseline"] = float(read_json(source / _BASELINE_FILE)["seconds"])
             stored_tensors(source)
         except (CheckpointError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{source} is damaged: delete it to have the dense model trained again") from None
     if variant.recipe is None:
-        yield source
+        yield source, row
         return
-    study.stage(f"{bench.data.task.name}, seed {seed}: compressing, {variant.label}")
+    study.stage(f"{row.task}, seed {row.seed}: compressing, {variant.label}")
     folder = study.output / SCRATCH
     if study.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    row |= _compress(bench, replace(variant.recipe, seed=seed), source, folder, row["seconds"])
-    study.accelerator.wait_for_everyone()
+    row = _compress(bench, replace(variant.recipe, seed=row.seed), source, folder, row)
     try:
-        yield folder
+        yield folder, row
     finally:
         # All processes have loaded it by now, because scoring and training end together.
         if study.accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, seconds: dict[str, float]) -> Row:
-    """Compress the classifier in `source` into `folder`, and return what it takes and how far it is off.
+def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, row: Row) -> Row:
+    """Compress the classifier in `source` into `folder`, and enter what it takes and how far it is off.
 
     All processes share the fit, and the first one writes.
     """
@@ -294,45 +324,35 @@ def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, seconds:
         errors = fitted.errors
         # The table becomes what the baseline's decoder would read: the accuracy of its codes, without their size.
         table.copy_(fitted.rows(torch.arange(len(table))))
-    seconds["fit"] = time.perf_counter() - started
+    row.seconds["fit"] = time.perf_counter() - started
     if study.accelerator.is_main_process:
-        _save(model, folder)
+        save_checkpoint(Loaded(model), folder)
     study.accelerator.wait_for_everyone()
     written = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
-    return {
-        **study.sizes.with_embedding(written if recipe.is_stored else fitted.bytes),
-        "params_stored": fitted.parameters,
-        "relative_error": errors.plain,
-        "compression_rate": 1 - fitted.parameters / study.sizes.table.parameters,
-    }
+    size = written if recipe.is_stored else fitted.bytes
+    return replace(row, **study.sizes.taken(size, fitted.parameters, errors.plain))
 
 
-def _score_and_train(bench: Bench, variant: Variant, folder: Path, seed: int, training_score: bool, row: Row) -> None:
-    """Enter scores and seconds into `row`."""
-    study, seconds = bench.study, row["seconds"]
-    where = f"{bench.data.task.name}, seed {seed}, {variant.label}"
-    model = _classifier(bench, folder, seed)
+def _score(bench: Bench, model: PreTrainedModel, splits: dict[str, EncodedRows], row: Row) -> dict[str, float]:
+    """Score a cell's model; the time goes into the row."""
+    bench.study.stage(f"{row.task}, seed {row.seed}, {row.label}: scoring")
+    started = time.perf_counter()
+    metrics = score(bench.data.task, model, bench.tokenizer, splits, bench.study.accelerator)
+    row.seconds["evaluate"] += time.perf_counter() - started
+    return metrics
 
-    def timed_score(splits: dict[str, EncodedRows]) -> dict[str, float]:
-        study.stage(f"{where}: scoring")
-        started = time.perf_counter()
-        metrics = score(bench.data.task, model, bench.tokenizer, splits, study.accelerator)
-        seconds["evaluate"] += time.perf_counter() - started
-        return metrics
 
-    if study.protocol == PAPER or bench.head_is_stored:
-        row["metrics_before"] = timed_score(bench.validation)
-        row["score_before"] = points(row["metrics_before"])
-    if epochs := bench.settings.epochs:
-        study.stage(f"{where}: training, {epochs} epochs")
-        # A baseline's codes would be lost if the table were trained in floats.
-        freeze = bench.settings.freeze_embedding or not (variant.recipe is None or variant.recipe.is_stored)
-        # The rows come in another order than in the dense model's training, the same for all variants.
-        seconds["train"] = _train(bench, model, epochs, seed + 1_000_000, freeze_embedding=freeze)
-        row["metrics_after"] = timed_score(bench.validation)
-        row["score_after"] = points(row["metrics_after"])
-        if training_score:
-            row["training_score"] = points(timed_score({"": bench.train}))
+def _trained(bench: Bench, variant: Variant, model: PreTrainedModel, row: Row, training_score: bool) -> Row:
+    """Train a cell's model and score it again."""
+    epochs = bench.settings.epochs
+    bench.study.stage(f"{row.task}, seed {row.seed}, {row.label}: training, {epochs} epochs")
+    # A baseline's codes would be lost if the table were trained in floats.
+    freeze = bench.settings.freeze_embedding or not (variant.recipe is None or variant.recipe.is_stored)
+    # The rows come in another order than in the dense model's training, the same for all variants.
+    row.seconds["train"] = _train(bench, model, epochs, row.seed + 1_000_000, freeze_embedding=freeze)
+    metrics = _score(bench, model, bench.validation, row)
+    reached = points(_score(bench, model, {"": bench.train}, row)) if training_score else None
+    return replace(row, metrics_after=metrics, score_after=points(metrics), training_score=reached)
 
 
 def _classifier(bench: Bench, folder: Path, seed: int) -> PreTrainedModel:
@@ -344,29 +364,9 @@ def _classifier(bench: Bench, folder: Path, seed: int) -> PreTrainedModel:
     return model
 
 
-def _save(model: PreTrainedModel, folder: Path) -> None:
-    save_checkpoint(Loaded(model, missing=[], extra={}, lost=[]), folder)
-
-
 def _train(bench: Bench, model: PreTrainedModel, epochs: int, seed: int, freeze_embedding: bool) -> float:
     study, settings = bench.study, replace(bench.settings, freeze_embedding=freeze_embedding)
     return train(model, bench.tokenizer, bench.train, epochs, seed, settings, study.accelerator, study.step)
-
-
-def _sizes(sizes: ModelSizes, variant: Variant) -> Row:
-    """Return what a variant's embedding takes, as foreseen where it is yet to be compressed."""
-    table, recipe = sizes.table, variant.recipe
-    shape = None if recipe is None or recipe.k is None else shape_of(recipe, table)
-    row = {
-        "params_dense": table.parameters,
-        "params_stored": table.parameters if shape is None else shape.parameters,
-        "compression_rate": 0.0 if shape is None else shape.compression_rate,
-        "bytes_dense": sizes.bytes_dense,
-        "model_bytes_dense": sizes.model_bytes_dense,
-        "relative_error": 0.0 if recipe is None else None,
-        **sizes.with_embedding(sizes.bytes_dense if recipe is None else recipe.stored_bytes(table)),
-    }
-    return row | (sizes.stored or {}) if variant.name == COMPRESSED else row
 
 
 def weights_key(recipe: Recipe) -> tuple[str, float | None]:

@@ -67,11 +67,8 @@ def parse_per_task(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def without_settings(texts: tuple[str, ...], names: set[str]) -> tuple[str, ...]:
     """Drop some of the settings from such texts."""
-
-    def is_kept(part: str) -> bool:
-        return part.partition("=")[0].replace("-", "_") not in names
-
-    return tuple(":".join(filter(is_kept, text.split(":"))) for text in texts)
+    parts = [text.split(":") for text in texts]
+    return tuple(":".join(p for p in own if p.partition("=")[0].replace("-", "_") not in names) for own in parts)
 
 
 def settings_for(task: str, settings: Settings, per_task: Mapping[str, Mapping[str, Any]]) -> Settings:

@@ -5,13 +5,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from projclust.checkpoints.source import read_json
 from projclust.errors import ProjclustError
 from projclust.results.identity import identity_hash as identity_hash
+from projclust.results.rows import Row, parse_row
 
-Row = dict[str, Any]
-"""One measurement, with the fields of docs/results.md."""
+# Where a cell has a field in another place than results.json: after which field.
+_PLACES = {"bits": "affine", "metric": "bits", "weights": "codes", "data_sha256": "glue"}
+_PLACES |= {"model_bytes_dense": "bytes_dense", "relative_error": "model_bytes_dense"}
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,20 @@ class CellStore:
     def read(self, path: Path) -> Row | None:
         """Read a finished cell; None when it is not finished."""
         try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise ProjclustError(f"{path} is damaged ({error}): delete it to have it measured again") from None
-        if not (isinstance(row, dict) and {"task", "label", "seed", "settings_hash"} <= set(row)):
-            raise ProjclustError(f"{path} is no finished cell: delete it to have it measured again")
-        return row
+            return parse_row(read_json(path), str(path)) if path.exists() else None
+        except ProjclustError as error:
+            raise ProjclustError(f"{error}: delete it to have it measured again") from None
 
     def write(self, row: Row) -> None:
         """Keep a finished cell, so that neither a kill nor a crash of the system leaves half of it."""
-        path = self.path(row["task"], row["label"], row["seed"], row["settings_hash"])
+        path, content = self.path(row.task, row.label, row.seed, row.settings_hash), row.as_json()
+        names = list(content)
+        for name, before in _PLACES.items():
+            names.remove(name)
+            names.insert(names.index(before) + 1, name)
         unfinished = path.with_name(f".{path.name}.partial")
         with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(row, indent=2, allow_nan=False) + "\n")
+            file.write(json.dumps({name: content[name] for name in names}, indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

@@ -68,7 +68,7 @@ def train(
     seed: int,
     settings: Settings,
     accelerator: Accelerator,
-    on_step: Step | None = None,
+    on_step: Step = lambda step, steps, loss: None,
 ) -> float:
     """Fine-tune `model` in place for `epochs`, whatever `settings` says of them, and return the seconds that it took.
 
@@ -109,8 +109,7 @@ def train(
                     mean = float(accelerator.reduce(losses, "mean")) / count
                     if not math.isfinite(mean):
                         raise Diverged(f"the loss became {mean} within the first {step} of {steps} training steps")
-                    if on_step is not None:
-                        on_step(step, steps, mean)
+                    on_step(step, steps, mean)
                     losses, count = torch.zeros_like(losses), 0
     finally:
         accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # gives the model its own forward back

@@ -46,21 +46,6 @@ class Variant:
         size = f"j={recipe.j}" if recipe.method == Method.SVD else f"k={recipe.k}, j={recipe.j}"
         return f"{recipe.method}, {size}{ranks}{loss}{means}{codes}"
 
-    def as_row(self) -> dict[str, Any]:
-        """Return what a row of results says of the variant."""
-        recipe = self.recipe or Recipe()
-        return {
-            "variant": self.name,
-            "label": self.label,
-            "method": self.method,
-            "k": recipe.k,
-            "j": recipe.j,
-            "affine": None if recipe.k is None else recipe.affine,
-            "bits": recipe.bits,
-            "metric": str(recipe.sensitivity) if recipe.is_auto else None,
-            "codes": None if recipe.codes is None else str(recipe.codes),
-        }
-
     def identity(self, fit: Recipe) -> dict[str, Any]:
         """Return what bears on a result.
 
@@ -79,12 +64,11 @@ def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant,
     found: dict[str, Variant] = {}
     for variant in [parse_variant(spec, base, table) for spec in specs]:
         found.setdefault(variant.label, variant)
-    variants = tuple(found.values())
-    if not variants:
+    if not found:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
-    if BEST in specs and not any(variant.recipe for variant in variants):
+    if BEST in specs and not any(variant.recipe for variant in found.values()):
         raise ProjclustError("the variant best chooses among compressed ones: name some, as in projective:k=1")
-    return variants
+    return tuple(found.values())
 
 
 def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:

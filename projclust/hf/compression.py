@@ -87,8 +87,7 @@ def compress_model(
         model.save_pretrained("roberta-base-projclust")
     """
     recipe = Recipe.of({"k": k, "j": j, **options}).require_target()
-    run = Run(device)
-    compress_embedding(model, recipe, weights_of(model, recipe, tokenizer, sample_weight), run)
+    compress_embedding(model, recipe, weights_of(model, recipe, tokenizer, sample_weight), Run(device))
     return model
 
 

@@ -25,15 +25,15 @@ def probe(
     frequencies: Tensor | None,
     seed: int,
     stage: Callable[[str], None],
-) -> list[dict[str, float | None]]:
+) -> list[tuple[float | None, float | None]]:
     """How near the outputs of the model with each rebuilt table are to its own; it comes out unchanged.
 
     Tokens stand in the random sequences as often as `frequencies` (n,) say, by default all alike.
 
     Returns:
-        for each table "cosine", the mean over sequences of the cosine between the last hidden states' means over
-        tokens; and "kl", the mean divergence of next-token distributions, for generative models whose output layer is
-        tied to the embedding. Both are None for a table that is not rebuilt.
+        for each table the mean over sequences of the cosine between the last hidden states' means over tokens; and the
+        mean divergence of next-token distributions, for generative models whose output layer is tied to the embedding.
+        Both are None for a table that is not rebuilt.
     """
     embedding = input_embedding(model)[1]
     n, device = len(embedding.weight), embedding.weight.device
@@ -46,7 +46,7 @@ def probe(
     read = torch.arange(n, device=device) if tied else ids.unique()
     stage("probing the dense model")
     sentences, distributions = _outputs(model, ids, head if tied else None)
-    found: list[dict[str, float | None]] = []
+    found: list[tuple[float | None, float | None]] = []
     for table in tables:
         cosine, divergence = None, None
         if table.rebuild is not None:
@@ -59,7 +59,7 @@ def probe(
             if tied:
                 pairs = zip(distributions, others, strict=True)
                 divergence = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0))
-        found.append({"cosine": cosine, "kl": divergence})
+        found.append((cosine, divergence))
     return found
 
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from projclust.checkpoints.load import Loaded, load_checkpoint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
 from projclust.errors import CheckpointError, OptionError, ProjclustError
 from projclust.hf.swap import input_embedding
+from projclust.results.rows import Row
 from projclust.shapes import DenseShape
 
 
@@ -39,7 +39,7 @@ class Hooks:
     warn: Callable[[str], None] = lambda text: None
     step: Callable[[int, int, float], None] = lambda first, second, value: None
     rows: Callable[[int, int], None] = lambda done, total: None
-    cell: Callable[[dict[str, Any], int, int], None] = lambda row, done, total: None
+    cell: Callable[[Row, int, int], None] = lambda row, done, total: None
     upload: Callable[[], None] = lambda: None
 
 

@@ -4,9 +4,8 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from projclust.jobs.options import CompressOptions
 from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.subspaces import shape_of
+from projclust.results.reports import CompressReport, SameSizeSvd
 from projclust.shapes import DenseShape
 from projclust.weights.choose import choose_weights
 from projclust.weights.row_weights import RowWeights
@@ -34,15 +34,15 @@ from projclust.weights.row_weights import RowWeights
 PLOT_FILE = "projclust_fit.png"
 
 
-def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> dict[str, Any]:
+def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> CompressReport:
     """Compress a checkpoint and write the result's folder.
 
     Under torchrun or `accelerate launch` all processes call this, share the fit, and the first one writes.
 
     Returns:
-        the report, as in projclust_report.json, and "pushed_to", the address of the repository or None. With `dry_run`
-        nothing is fitted or written, what only a fit can tell is None, and the sizes of adaptive ranks are upper
-        bounds. Processes other than the first return foreseen sizes instead of those that were written.
+        the report. With `dry_run` nothing is fitted or written, what only a fit can tell is None, and the sizes of
+        adaptive ranks are upper bounds. Processes other than the first return foreseen sizes instead of those that
+        were written.
 
     Raises:
         ProjclustError: a user's mistake, or an obstacle that a user can mend; nothing is left behind, except for the
@@ -57,7 +57,7 @@ def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> dict
         return _compress(options, hooks, team, started)
 
 
-def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: float) -> dict[str, Any]:
+def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: float) -> CompressReport:
     dense = load_dense(options.model, options.revision, options.recipe.seed, hooks.stage)
     lost, missing, table = dense.loaded.lost, dense.loaded.missing, dense.table
     if lost:
@@ -66,10 +66,10 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     recipe = options.recipe.settled(dense.shape)
     weights = choose_weights(options.recipe, lambda: load_tokenizer(dense.folder), len(table), hooks.stage, hooks.warn)
-    report = _foreseen(options, recipe, dense, weights) | {"device": str(team.device)}
+    report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
-        return report | {"pushed_to": None}
-    check_space(options.folder, report["model_bytes_stored"])
+        return report
+    check_space(options.folder, report.model_bytes_stored)
 
     hooks.stage(_what_is_fitted(recipe, dense.shape))
     svd_options = ClusteringOptions(1, 1, method=Method.SVD)
@@ -78,21 +78,20 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
     compression = compress_embedding(dense.loaded.model, recipe, weights, run)
-    report |= _fitted(compression) | {"fit_seconds": round(time.perf_counter() - fit_started, 3)}
+    report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
-    report["same_size_svd"] = _same_size_svd(compression, svd_errors, table, weights.values)
+    report = replace(report, same_size_svd=_same_size_svd(compression, svd_errors, table, weights.values))
     if not team.is_main:
-        return report | {"pushed_to": None}
+        return report
 
     hooks.stage(f"writing {options.folder}")
     with new_folder(options.folder, options.overwrite) as folder:
         copy_side_files(dense.folder, folder)
         save_checkpoint(dense.loaded, folder)
-        report |= _written(folder, dense)
-        report["total_seconds"] = round(time.perf_counter() - started, 3)
-        report["peak_memory_bytes"] = _peak_memory(team.device)
+        report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
+        report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
         card = compressed_card(report, dense.folder, type(dense.loaded.model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -100,8 +99,9 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)
         again = replace(options, recipe=settled, output=str(options.folder), push_to_hub=None, private=False)
         write_options(folder, again)
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report | {"pushed_to": _pushed_to(options, hooks)}
+        content = {name: value for name, value in report.as_json().items() if name != "pushed_to"}
+        (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return replace(report, pushed_to=_pushed_to(options, hooks))
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
@@ -111,101 +111,102 @@ def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
     return f"fitting {recipe.k} subspaces of {rank} to {table.n} x {table.d}"
 
 
-def _foreseen(options: CompressOptions, recipe: Recipe, dense: Dense, weights: RowWeights) -> dict[str, Any]:
+def _foreseen(
+    options: CompressOptions, recipe: Recipe, dense: Dense, weights: RowWeights, device: torch.device
+) -> CompressReport:
     """Return the report as far as it is known before the fit; stored bytes are foreseen here, measured once written."""
     table, source = dense.shape, stored_tensors(dense.folder)
     size = recipe.stored_bytes(table)
     factored = None if recipe.is_auto else shape_of(recipe, table)
-    equal = factored is not None and recipe.ranks == Ranks.EQUAL
-    return {
-        "model": options.model,
-        "method": recipe.method,
-        "k": recipe.k,
-        "j": recipe.j,
-        "loss": str(recipe.loss),
-        "affine": recipe.affine,
-        "n": table.n,
-        "d": table.d,
-        "seed": recipe.seed,
-        "weights": weights.recorded,
-        "weights_exponent": weights.exponent,
-        "codes": str(recipe.codes or table.dtype),
-        "metric": str(recipe.sensitivity) if recipe.is_auto else None,
-        "params_dense": table.parameters,
-        "params_stored": None if factored is None else factored.parameters,
-        "compression_rate": None if factored is None else factored.compression_rate,
-        "bytes_dense": sum(tensor.bytes for tensor in embedding_tensors(source, dense.name).values()),
-        "bytes_stored": size,
-        "bits_per_weight": table.bits_for_bytes(size),
-        **dict.fromkeys(("relative_error", "weighted_relative_error", "cluster_sizes")),
-        "ranks": [recipe.j] * (recipe.k or 0) if equal else None,
-        **dict.fromkeys(("row_bytes", "parts", "iterations", "cost_history")),
-        "restarts": recipe.restarts,
-        **dict.fromkeys(("fit_seconds", "total_seconds", "peak_memory_bytes")),
-        "output": str(options.folder),
-        "versions": versions(),
-        "embedding": dense.name,
-        "model_bytes_dense": sum(tensor.bytes for tensor in source.values()),
-        "model_bytes_stored": bytes_to_save(dense.loaded) - table.bytes + size,
-        "dense_parts": [asdict(part) for part in dense_parts(dense.loaded.model)],
-        "same_size_svd": None,
-    }
+    return CompressReport(
+        model=options.model,
+        method=recipe.method,
+        k=recipe.k,
+        j=recipe.j,
+        loss=str(recipe.loss),
+        affine=recipe.affine,
+        n=table.n,
+        d=table.d,
+        seed=recipe.seed,
+        weights=weights.recorded,
+        weights_exponent=weights.exponent,
+        codes=str(recipe.codes or table.dtype),
+        metric=str(recipe.sensitivity) if recipe.is_auto else None,
+        params_dense=table.parameters,
+        params_stored=None if factored is None else factored.parameters,
+        compression_rate=None if factored is None else factored.compression_rate,
+        bytes_dense=sum(tensor.bytes for tensor in embedding_tensors(source, dense.name).values()),
+        bytes_stored=size,
+        bits_per_weight=table.bits_for_bytes(size),
+        ranks=[recipe.j or 0] * (recipe.k or 0) if factored is not None and recipe.ranks == Ranks.EQUAL else None,
+        restarts=recipe.restarts,
+        output=str(options.folder),
+        versions=versions(),
+        embedding=dense.name,
+        model_bytes_dense=sum(tensor.bytes for tensor in source.values()),
+        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size,
+        dense_parts=dense_parts(dense.loaded.model),
+        device=str(device),
+    )
 
 
-def _fitted(compression: Compression) -> dict[str, Any]:
-    """Return what the fit adds to the report."""
+def _fitted(report: CompressReport, compression: Compression) -> CompressReport:
+    """Add what the fit tells."""
     config, fitted = compression.config, compression.fitted
-    report: dict[str, Any] = {
-        "k": config.n_clusters,
-        "j": config.rank,
-        "affine": config.affine,
-        "params_stored": fitted.parameters,
-        "compression_rate": 1 - fitted.parameters / fitted.problem.shape.parameters,
-        "relative_error": compression.errors.plain,
-        "weighted_relative_error": compression.errors.weighted,
-    }
+    report = replace(
+        report,
+        k=config.n_clusters,
+        j=config.rank,
+        affine=config.affine,
+        params_stored=fitted.parameters,
+        compression_rate=1 - fitted.parameters / fitted.problem.shape.parameters,
+        relative_error=compression.errors.plain,
+        weighted_relative_error=compression.errors.weighted,
+    )
     clustering, coded = fitted.clustering, fitted.coded
     if clustering is not None:
         groups = torch.bincount(clustering.labels, minlength=config.n_clusters).tolist()
         costs = clustering.cost_history
-        report |= {"cluster_sizes": groups, "ranks": clustering.ranks, "iterations": len(costs), "cost_history": costs}
+        ranks = clustering.ranks
+        report = replace(report, cluster_sizes=groups, ranks=ranks, iterations=len(costs), cost_history=costs)
     if coded is not None:
         groups = torch.bincount(coded.classes, minlength=coded.shape.classes).tolist()
-        report |= {"cluster_sizes": groups, "ranks": coded.ranks, "row_bytes": coded.row_bytes}
+        report = replace(report, cluster_sizes=groups, ranks=coded.ranks, row_bytes=coded.row_bytes)
     return report
 
 
-def _written(folder: Path, dense: Dense) -> dict[str, Any]:
-    """Return the sizes of what was written."""
+def _written(report: CompressReport, folder: Path, dense: Dense) -> CompressReport:
+    """Enter the sizes of what was written."""
     tensors = stored_tensors(folder)
     embedding = embedding_tensors(tensors, dense.name)
     size = sum(tensor.bytes for tensor in embedding.values())
-    return {
-        "model_bytes_stored": sum(tensor.bytes for tensor in tensors.values()),
-        "bytes_stored": size,
-        "parts": {key.rpartition(".")[2]: tensor.bytes for key, tensor in sorted(embedding.items())},
-        "bits_per_weight": dense.shape.bits_for_bytes(size),
-    }
+    return replace(
+        report,
+        model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()),
+        bytes_stored=size,
+        parts={key.rpartition(".")[2]: tensor.bytes for key, tensor in sorted(embedding.items())},
+        bits_per_weight=dense.shape.bits_for_bytes(size),
+    )
 
 
 def _same_size_svd(
     compression: Compression, svd_errors: list[float], table: Tensor, weights: Tensor | None
-) -> dict[str, Any]:
+) -> SameSizeSvd:
     """Return an SVD with as many parameters or, where coefficients are coded, as many bytes of int8 or int4 codes."""
     fitted, shape = compression.fitted, compression.fitted.problem.shape
     codes = str(fitted.recipe.codes or shape.dtype)
     if codes in FLOAT_BYTES:
         rank = min(fitted.parameters // (shape.n + shape.d), shape.d - 1)
-        return {"j": rank, "codes": codes, "weighted_relative_error": svd_errors[rank]}
+        return SameSizeSvd(rank, codes, svd_errors[rank])
     codes = "int8" if codes == Codes.INT8 else "int4"
     try:
         baseline = Recipe(method=f"svd-{codes}", bits=shape.bits_for_bytes(fitted.bytes)).fit(table, weights)
     except ProjclustError:  # so small a size has no SVD
-        return {"j": 0, "codes": codes, "weighted_relative_error": 1.0}
-    return {"j": None, "codes": codes, "weighted_relative_error": baseline.errors.weighted}
+        return SameSizeSvd(0, codes, 1.0)
+    return SameSizeSvd(None, codes, baseline.errors.weighted)
 
 
-def _plot(path: Path, report: dict[str, Any], compression: Compression, svd_errors: list[float]) -> None:
+def _plot(path: Path, report: CompressReport, compression: Compression, svd_errors: list[float]) -> None:
     from projclust.report.plots import plot_codes, plot_fit  # matplotlib is slow to import
 
     clustering = compression.fitted.clustering

@@ -1,7 +1,6 @@
 """The job behind `projclust expand`: a compressed checkpoint in, a stock dense one out."""
 
 from pathlib import Path
-from typing import Any
 
 from projclust.checkpoints.card import expanded_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
@@ -11,10 +10,11 @@ from projclust.checkpoints.source import CONFIG, quantization_method, read_json,
 from projclust.checkpoints.tensors import stored_tensors
 from projclust.errors import ProjclustError
 from projclust.jobs.options import ExpandOptions
+from projclust.results.reports import ExpandReport
 
 
-def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
-    """Write the dense twin of a compressed checkpoint, and return the paths and the bytes of all weights of both.
+def expand_checkpoint(options: ExpandOptions) -> ExpandReport:
+    """Write the dense twin of a compressed checkpoint.
 
     Raises:
         ProjclustError: a user's mistake, or an obstacle that a user can mend; nothing is left behind.
@@ -33,9 +33,9 @@ def expand_checkpoint(options: ExpandOptions) -> dict[str, Any]:
         (folder / "README.md").write_text(expanded_card(options.path, source), encoding="utf-8")
         write_options(folder, options)
         after = stored_tensors(folder)
-    return {
-        "path": options.path,
-        "output": options.output,
-        "model_bytes_stored": sum(tensor.bytes for tensor in stored_tensors(source).values()),
-        "model_bytes_dense": sum(tensor.bytes for tensor in after.values()),
-    }
+    return ExpandReport(
+        options.path,
+        options.output,
+        model_bytes_stored=sum(tensor.bytes for tensor in stored_tensors(source).values()),
+        model_bytes_dense=sum(tensor.bytes for tensor in after.values()),
+    )

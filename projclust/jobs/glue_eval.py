@@ -17,7 +17,7 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.glue.data import load_task
 from projclust.glue.experiment import AS_IS, PAPER, SCRATCH, ModelSizes, Study, measure, prepare, weights_key
 from projclust.glue.settings import Settings, parse_per_task, settings_for
-from projclust.glue.store import CellStore, Row, identity_hash
+from projclust.glue.store import CellStore, identity_hash
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.training import make_accelerator
 from projclust.glue.variants import BEST, COMPRESSED, Variant, parse_variant, parse_variants
@@ -26,8 +26,7 @@ from projclust.jobs.inspect import inspect_checkpoint
 from projclust.jobs.options import GlueEvalOptions
 from projclust.jobs.report import Reported
 from projclust.report.write import write_report
-from projclust.results.rows import Row as ResultRow
-from projclust.results.rows import parse_row
+from projclust.results.rows import Row, checked
 from projclust.results.summary import Summary
 from projclust.shapes import DenseShape
 from projclust.weights.choose import choose_weights
@@ -131,46 +130,42 @@ def _run(
     return Reported(str(study.output), summaries, card, measured)
 
 
-def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) -> list[ResultRow]:
+def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) -> list[Row]:
     """Add to these rows what earlier runs measured with the same settings: other tasks, variants and seeds."""
-    found = {(row["task"], row["label"], row["seed"]): row for row in rows}
-    data_sha256 = {row["task"]: str(row.get("data_sha256")) for row in rows}
+    found = {(row.task, row.label, row.seed): row for row in rows}
+    data_sha256 = {row.task: str(row.data_sha256) for row in rows}
     for row in store.all():
         # Where a task is not read now, the rows that were measured last count.
-        data = data_sha256.get(row["task"]) or str(row.get("data_sha256"))
+        data = data_sha256.get(row.task) or str(row.data_sha256)
         if _is_current(study, row, data):
-            data_sha256.setdefault(row["task"], data)
-            found.setdefault((row["task"], row["label"], row["seed"]), row)
-    results = [parse_row(row, f"{store.folder}: the cell {key}") for key, row in found.items()]
+            data_sha256.setdefault(row.task, data)
+            found.setdefault((row.task, row.label, row.seed), row)
+    results = [checked(row, f"{store.folder}: the cell {key}") for key, row in found.items()]
     return [*results, *(_best(results) if with_best else [])]
 
 
 def _is_current(study: Study, row: Row, data_sha256: str) -> bool:
     """Tell whether measuring the row's task, variant and seed now would be the same experiment."""
     variant = Variant(COMPRESSED)
-    if row["variant"] != COMPRESSED:
+    if row.variant != COMPRESSED:
         try:
-            variant = parse_variant(row["variant"], study.fit, study.sizes.table)
+            variant = parse_variant(row.variant, study.fit, study.sizes.table)
         except ProjclustError:
             return False
     # With and without a score on the training rows it is the same measurement.
     scored = (False, True)
-    return row["settings_hash"] in [study.identity(row["task"], data_sha256, variant, row["seed"], s) for s in scored]
+    return row.settings_hash in [study.identity(row.task, data_sha256, variant, row.seed, s) for s in scored]
 
 
-def _best(rows: list[ResultRow]) -> list[ResultRow]:
+def _best(rows: list[Row]) -> list[Row]:
     """Find for each task and seed the compressed variant with the best score on the training rows."""
-    best: dict[tuple[str, int], ResultRow] = {}
+    best: dict[tuple[str, int], Row] = {}
     scored = [row for row in rows if row.training_score is not None]
     for row in sorted(scored, key=lambda row: row.training_score or 0, reverse=True):
-        best.setdefault((row.task, row.seed), row)
-    label = Variant(BEST).label
-    return [
-        replace(
-            row, variant=BEST, label=label, chosen=row.label, settings_hash=identity_hash({"best": row.settings_hash})
-        )
-        for row in best.values()
-    ]
+        own_hash = identity_hash({"best": row.settings_hash})
+        own = replace(row, variant=BEST, label=Variant(BEST).label, chosen=row.label, settings_hash=own_hash)
+        best.setdefault((row.task, row.seed), own)
+    return list(best.values())
 
 
 def _weights(
@@ -188,23 +183,18 @@ def _weights(
 def _sizes(checkpoint: Path) -> ModelSizes:
     """Find what a checkpoint and its embedding take, dense and as stored."""
     found = inspect_checkpoint(str(checkpoint))
-    stored = found["bytes_stored"]
-    dtype = next(part["dtype"] for name, part in found["parts"].items() if name.endswith("weight"))
-    table = DenseShape(found["n"], found["d"], _HALF.get(dtype, "float32"))
+    dtype = next(part.dtype for name, part in found.parts.items() if name.endswith("weight"))
+    table = DenseShape(found.n, found.d, _HALF.get(dtype, "float32"))
     config = read_json(checkpoint / CONFIG)
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
         positions -= (config.get("pad_token_id") or 0) + 1
-    if not found["compressed"]:
-        return ModelSizes(table, stored, found["model_bytes_stored"], positions)
-    names = ("k", "j", "affine", "params_stored", "bits_per_weight", "model_bytes_stored", "relative_error")
-    own = {
-        **{name: found[name] for name in names},
-        "codes": found["codes"] if dtype == "U8" else table.dtype,
-        "compression_rate": 1 - found["params_stored"] / table.parameters,
-        "bytes_stored": stored,
-    }
-    return ModelSizes(table, table.bytes, found["model_bytes_stored"] - stored + table.bytes, positions, own)
+    if found.how is None:
+        return ModelSizes(table, found.bytes_stored, found.model_bytes_stored, positions)
+    if dtype != "U8":
+        found = replace(found, how=replace(found.how, codes=table.dtype))
+    others = found.model_bytes_stored - found.bytes_stored
+    return ModelSizes(table, table.bytes, others + table.bytes, positions, found)
 
 
 def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple[str, tuple[Variant, ...]]:

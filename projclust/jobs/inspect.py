@@ -1,9 +1,9 @@
 """The job behind `projclust inspect`: what a checkpoint holds, from its headers and the class ids of coded tables."""
 
 import math
+from dataclasses import replace
 from operator import mul
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,15 +26,12 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
 from projclust.hf.swap import input_embedding
+from projclust.results.reports import HowCompressed, InspectReport, StoredTable
 from projclust.shapes import CodedShape
 
 
-def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]:
-    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded.
-
-    Raises:
-        ProjclustError: it is not a checkpoint that projclust can read.
-    """
+def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
+    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded."""
     folder = resolve_checkpoint(path, revision)
     config = read_json(folder / CONFIG)
     tensors = stored_tensors(folder)
@@ -69,30 +66,30 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> dict[str, Any]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
     stored = sum(tensor.bytes for tensor in embedding.values())
-    parts = {key: {"shape": list(t.shape), "dtype": t.dtype, "bytes": t.bytes} for key, t in sorted(embedding.items())}
-    result = {
-        "path": path,
-        "compressed": method == "projclust",
-        "model_class": kind.__name__,
-        "embedding": name,
-        "n": n,
-        "d": d,
-        "bytes_stored": stored,
-        "bits_per_weight": 8 * stored / (n * d),
-        "model_bytes_stored": sum(tensor.bytes for tensor in tensors.values()),
-        "parts": parts,
-    }
-    if method == "projclust" and isinstance(shape, CodedShape):
-        coding = _coding(folder, embedding, shape)
-        result |= coding | _compression(folder, settings, str(settings.codes)) | {"ranks": coding["ranks"]}
-    elif method == "projclust":
+    report = InspectReport(
+        path=path,
+        compressed=method == "projclust",
+        model_class=kind.__name__,
+        embedding=name,
+        n=n,
+        d=d,
+        bytes_stored=stored,
+        bits_per_weight=8 * stored / (n * d),
+        model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()),
+        parts=dict(sorted(embedding.items())),
+    )
+    if method is None:
+        return report
+    if isinstance(shape, CodedShape):
+        table, codes = _coding(folder, embedding, shape), str(settings.codes)
+    else:
         factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
-        result["params_stored"] = sum(math.prod(tensor.shape) for tensor in factors)
-        result |= _compression(folder, settings, weight.dtype)
-    return result
+        table, codes = StoredTable(sum(math.prod(tensor.shape) for tensor in factors)), weight.dtype
+    ranks = table.ranks or settings.cluster_ranks or [settings.rank] * settings.n_clusters
+    return replace(report, stored=table, how=_how(folder, settings, codes, ranks))
 
 
-def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape) -> dict[str, Any]:
+def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape) -> StoredTable:
     """Return what a coded table's classes hold; only its class ids and kinds of codes are read."""
     stored = {}
     for file in weight_files(folder):
@@ -109,31 +106,30 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
     rows = torch.bincount(classes, minlength=shape.classes).tolist()
     ranks = [len(layout.coded) for layout in layouts]
     vectors = shape.decoders * shape.rank + shape.affine * shape.classes
-    return {
-        "params_stored": sum(map(mul, rows, ranks)) + vectors * shape.d,
-        "decoders": shape.decoders,
-        "cluster_sizes": rows,
-        "ranks": ranks,
-        "row_bytes": [layout.row_bytes for layout in layouts],
-    }
+    return StoredTable(
+        params_stored=sum(map(mul, rows, ranks)) + vectors * shape.d,
+        decoders=shape.decoders,
+        cluster_sizes=rows,
+        ranks=ranks,
+        row_bytes=[layout.row_bytes for layout in layouts],
+    )
 
 
-def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[str, Any]:
-    result = {
-        "k": settings.n_clusters,
-        "j": settings.rank,
-        "ranks": settings.cluster_ranks or [settings.rank] * settings.n_clusters,
-        "loss": settings.loss,
-        "affine": settings.affine,
-        "method": settings.method,
-        "weights": settings.weights or "uniform",
-        "bits": settings.bits,
-        "metric": settings.metric if settings.codes == "auto" else None,
-        "codes": codes,
-        "seed": settings.seed,
-        "format_version": settings.version,
-        **dict.fromkeys(("relative_error", "weighted_relative_error", "model", "versions")),
-    }
+def _how(folder: Path, settings: ProjClustConfig, codes: str, ranks: list[int]) -> HowCompressed:
+    how = HowCompressed(
+        k=settings.n_clusters,
+        j=settings.rank,
+        ranks=ranks,
+        loss=settings.loss,
+        affine=settings.affine,
+        method=settings.method,
+        weights=settings.weights or "uniform",
+        bits=settings.bits,
+        metric=settings.metric if settings.codes == "auto" else None,
+        codes=codes,
+        seed=settings.seed,
+        format_version=settings.version,
+    )
     # Written by `projclust compress`, not by save_pretrained: a fine-tuned copy has none, and its error is unknown.
     if (folder / REPORT_FILE).is_file():
         report = read_json(folder / REPORT_FILE)
@@ -141,5 +137,5 @@ def _compression(folder: Path, settings: ProjClustConfig, codes: str) -> dict[st
         for name, kind in kinds.items():
             if not isinstance(report.get(name), kind):
                 raise CheckpointError(f"{folder / REPORT_FILE} is damaged: {name} is {report.get(name)!r}")
-            result[name] = report[name]
-    return result
+        how = replace(how, **{name: report[name] for name in kinds})
+    return how

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from projclust.checkpoints.folder import new_folder, write_options
 from projclust.checkpoints.load import load_tokenizer
@@ -21,6 +20,7 @@ from projclust.jobs.options import DEFAULT_BITS, PlanOptions
 from projclust.options import Codes, Sensitivity
 from projclust.recipes.problem import Estimate, Problem
 from projclust.recipes.recipe import Recipe, short_number
+from projclust.results.reports import Pick, PlanReport, PlanRow
 from projclust.shapes import DenseShape, parse_size
 from projclust.weights.choose import choose_weights
 from projclust.weights.names import UNIFORM
@@ -33,16 +33,10 @@ GOOD_COSINE, GOOD_ERROR = 0.95, 0.25
 _PAPER_RATIO = 0.4
 
 
-def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> dict[str, Any]:
+def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     """Find which sizes a model's embedding can have, by our recipes and by known ones, and what each costs.
 
     Nothing is written unless `output` names a folder.
-
-    Returns:
-        "rows", by falling size, and "pick"; each row's "predicted" says whether its errors are estimates.
-
-    Raises:
-        ProjclustError: a user's mistake, or an obstacle that a user can mend.
     """
     started = time.perf_counter()
     options.check_folder()
@@ -62,53 +56,54 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> dict[str, An
     notes: list[str] = []
     problem = Problem.of(table.clone(), weights.values, sensitivity=sensitivity)
     found = list(_estimates(options, problem, sizes, hooks.stage, notes))
-    fidelity: list[dict[str, float | None]] = [{"cosine": None, "kl": None} for _ in found]
+    outputs: list[tuple[float | None, float | None]] = [(None, None)] * len(found)
     if options.probe:
-        fidelity = probe(model, found, weights.draws, options.seed, hooks.stage)
-    rows = [_row(estimate, shape, own) for estimate, own in zip(found, fidelity, strict=True)]
-    rows.sort(key=lambda row: (-row["bytes"], row["recipe"]))
+        outputs = probe(model, found, weights.draws, options.seed, hooks.stage)
+    rows = [_row(estimate, shape, *own) for estimate, own in zip(found, outputs, strict=True)]
+    rows.sort(key=lambda row: (-row.bytes, row.recipe))
     if sensitivity is None:
         notes.append(
             "auto without the sensitivity of compress, which trades errors of the table for errors of the outputs"
         )
-    result = {
-        "model": options.model,
-        "n": shape.n,
-        "d": shape.d,
-        "bytes_dense": sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values()),
-        "weights": weights.recorded,
-        "metric": str(by_model),
-        "seed": options.seed,
-        "probe": options.probe,
-        "rows": rows,
-        "pick": _pick(rows, options, weights, sizes, shape),
-        "notes": notes,
-        "total_seconds": round(time.perf_counter() - started, 3),
-        "versions": versions(),
-        "output": options.output,
-    }
+    report = PlanReport(
+        model=options.model,
+        n=shape.n,
+        d=shape.d,
+        bytes_dense=sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values()),
+        weights=weights.recorded,
+        metric=str(by_model),
+        seed=options.seed,
+        probe=options.probe,
+        rows=rows,
+        pick=_pick(rows, options, weights, sizes, shape),
+        notes=notes,
+        total_seconds=round(time.perf_counter() - started, 3),
+        versions=versions(),
+        output=options.output,
+    )
     if options.output is not None:
         hooks.stage(f"writing {options.output}")
         with new_folder(Path(options.output), options.overwrite) as folder:
             from projclust.report.plan_plot import plot_plan  # matplotlib is slow to import
 
-            plot_plan(folder / PLOT_FILE, result)
+            plot_plan(folder / PLOT_FILE, report)
             write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
-            (folder / PLAN_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+            (folder / PLAN_FILE).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+    return report
 
 
-def _row(estimate: Estimate, shape: DenseShape, fidelity: dict[str, float | None]) -> dict[str, Any]:
-    return {
-        "recipe": estimate.name,
-        "bits_per_weight": shape.bits_for_bytes(estimate.bytes),
-        "bytes": estimate.bytes,
-        "relative_error": estimate.errors.plain,
-        "weighted_relative_error": estimate.errors.weighted,
-        **fidelity,
-        "predicted": estimate.predicted,
-        "seconds": round(estimate.seconds, 3),
-    }
+def _row(estimate: Estimate, shape: DenseShape, cosine: float | None, kl: float | None) -> PlanRow:
+    return PlanRow(
+        recipe=estimate.name,
+        bits_per_weight=shape.bits_for_bytes(estimate.bytes),
+        bytes=estimate.bytes,
+        relative_error=estimate.errors.plain,
+        weighted_relative_error=estimate.errors.weighted,
+        cosine=cosine,
+        kl=kl,
+        predicted=estimate.predicted,
+        seconds=round(estimate.seconds, 3),
+    )
 
 
 def _sizes(options: PlanOptions, shape: DenseShape) -> list[int]:
@@ -175,10 +170,10 @@ def _exact(recipes: list[Recipe], problem: Problem) -> Iterator[Estimate]:
 
 
 def _pick(
-    rows: list[dict[str, Any]], options: PlanOptions, weights: RowWeights, sizes: list[int], shape: DenseShape
-) -> dict[str, Any] | None:
+    rows: list[PlanRow], options: PlanOptions, weights: RowWeights, sizes: list[int], shape: DenseShape
+) -> Pick | None:
     """Return the command for the size that was asked for, or else for the smallest that is still good."""
-    ours = [row for row in rows if row["recipe"] == "auto"]
+    ours = [row for row in rows if row.recipe == "auto"]
     if not ours:
         return None
     target = None
@@ -187,13 +182,14 @@ def _pick(
     elif len(options.bits) == 1:
         asked, target = ["--bits", short_number(options.bits[0])], shape.bytes_for_bits(options.bits[0])
     if target is not None:
-        row, rule = next(row for row in ours if row["bytes"] <= target), "the size that was asked for"
+        row, rule = next(row for row in ours if row.bytes <= target), "the size that was asked for"
     else:
         if options.probe:
-            what, good = f"cosine of at least {GOOD_COSINE:g}", [row for row in ours if row["cosine"] >= GOOD_COSINE]
+            what = f"cosine of at least {GOOD_COSINE:g}"
+            good = [row for row in ours if row.cosine is not None and row.cosine >= GOOD_COSINE]
         else:
             what = f"weighted error of at most {GOOD_ERROR:g}"
-            good = [row for row in ours if row["weighted_relative_error"] <= GOOD_ERROR]
+            good = [row for row in ours if row.weighted_relative_error <= GOOD_ERROR]
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
         budget = sizes[ours.index(row)]
         asked = ["--bits", short_number(next(bits for bits in options.bits if shape.bytes_for_bits(bits) == budget))]
@@ -208,4 +204,4 @@ def _pick(
     flags = [str(word) for flag, value in more.items() if value is not None for word in (flag, value)]
     model = f"./{options.model}" if options.model.startswith("-") else options.model
     command = shlex.join(["projclust", "compress", model, *asked, *flags])
-    return {"command": command, "rule": rule, "bytes": row["bytes"], "bits_per_weight": row["bits_per_weight"]}
+    return Pick(command, rule, row.bytes, row.bits_per_weight)

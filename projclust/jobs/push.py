@@ -1,7 +1,7 @@
 """The job behind `projclust push`: a folder that projclust wrote in, a repository on the Hub out."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from projclust.checkpoints.folder import OPTIONS_FILE
 from projclust.checkpoints.hub import check_can_push, files_to_push, push_folder, repo_url
@@ -9,14 +9,14 @@ from projclust.checkpoints.source import CONFIG, local_folder, quantization_meth
 from projclust.checkpoints.tensors import read_headers, stored_tensors
 from projclust.errors import ProjclustError, ServiceError
 from projclust.jobs.options import PushOptions
+from projclust.results.reports import PushedFile, PushReport
 
 
-def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda text: None) -> PushReport:
     """Make a repository hold what a checkpoint's folder holds.
 
     Returns:
-        what was pushed: "files" as {"path", "bytes"}, the "bytes" of all, the "commit" and whether this push made it
-        ("changed"). With `dry_run` nothing is asked of the Hub, and the two about the commit are None.
+        what was pushed. With `dry_run` nothing is asked of the Hub, and what is about the commit is None.
 
     Raises:
         ProjclustError: a user's mistake, or an obstacle that a user can mend; the repository is as it was.
@@ -36,23 +36,21 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
         warn(f"pickles are not pushed: {', '.join(pickles)}")
     if "README.md" not in files:
         warn(f"{options.path} has no README.md: the repository will have no model card")
-    sizes: list[dict[str, Any]] = [{"path": name, "bytes": (folder / name).stat().st_size} for name in files]
-    result = {
-        "path": options.path,
-        "repo": options.repo,
-        "url": url,
-        "private": options.private,
-        "files": sizes,
-        "bytes": sum(file["bytes"] for file in sizes),
-        "commit": None,
-        "changed": None,
-        "dry_run": options.dry_run,
-    }
+    sized = [PushedFile(name, (folder / name).stat().st_size) for name in files]
+    report = PushReport(
+        path=options.path,
+        repo=options.repo,
+        url=url,
+        private=options.private,
+        files=sized,
+        bytes=sum(file.bytes for file in sized),
+        dry_run=options.dry_run,
+    )
     if options.dry_run:
-        return result
+        return report
     check_can_push(options.repo)
     try:
         pushed = push_folder(folder, options.repo, options.private, warn)
     except ServiceError as error:
         raise ServiceError(f"{error}; run the same command again to complete the push") from error
-    return result | {"private": pushed.private, "commit": pushed.commit, "changed": pushed.changed}
+    return replace(report, private=pushed.private, commit=pushed.commit, changed=pushed.changed)

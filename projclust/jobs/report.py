@@ -12,12 +12,13 @@ from projclust.errors import ProjclustError
 from projclust.jobs.options import ReportOptions
 from projclust.report.write import write_report
 from projclust.results.files import PARTIAL, replace_file
+from projclust.results.reports import Report
 from projclust.results.rows import BEST, DEMO, RESULTS_FILE, Row, read_results
 from projclust.results.summary import AFTER, Summary, summarize, summary_json
 
 
 @dataclass(frozen=True)
-class Reported:
+class Reported(Report):
     """A report in the folder `output`.
 
     Attributes:
@@ -38,11 +39,7 @@ class Reported:
 
 
 def report_results(options: ReportOptions) -> Reported:
-    """Merge the results in some folders and write the report on them.
-
-    Raises:
-        ProjclustError: a user's mistake, or an obstacle that a user can mend.
-    """
+    """Merge the results in some folders and write the report on them."""
     if options.output is None and len(options.folders) > 1:
         raise ProjclustError("several DIRs make one report: say with --output where to write it")
     output = Path(options.folders[0] if options.output is None else options.output)

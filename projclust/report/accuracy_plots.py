@@ -162,7 +162,7 @@ def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel],
         if any(point.stage == BEFORE for point in panel.points) and panel.dense_change is not None:
             axis.axhline(panel.dense_change, **_DENSE_LINE)
         axis.axhline(0, color="black", linewidth=1)
-        _label_axis(axis, points, place)
+        _label_axis(axis, points)
         diverged = f"\n{panel.diverged} diverged" if panel.diverged else ""
         axis.set_title(panel.title + diverged, fontsize="small")
         axis.grid(alpha=0.3)
@@ -189,7 +189,7 @@ def _places(points: Sequence[Point]) -> Callable[[Point], float]:
     return lambda point: point.times_smaller * step ** (slots.index((point.series, point.stage)) - middle)
 
 
-def _label_axis(axis: Any, points: Sequence[Point], place: Callable[[Point], float]) -> None:
+def _label_axis(axis: Any, points: Sequence[Point]) -> None:
     sizes = sorted({point.times_smaller for point in points})
     if _same_size(points):
         names = {point.label: point.series for point in points}

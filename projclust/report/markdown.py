@@ -141,10 +141,9 @@ def _diverged(summary: Summary) -> list[str]:
         for row in summary.rows
         if row.status == "diverged"
     ]
-    if not lines:
-        return []
     note = "Training failed here; these cells are in no mean and no plot."
-    return ["### Diverged", note, _table(("task", "variant", "seed", "before", "reason"), lines)]
+    table = _table(("task", "variant", "seed", "before", "reason"), lines)
+    return ["### Diverged", note, table] if lines else []
 
 
 def _choices(summary: Summary) -> list[str]:
@@ -153,10 +152,8 @@ def _choices(summary: Summary) -> list[str]:
         for row in summary.rows
         if row.variant == BEST
     ]
-    if not lines:
-        return []
     note = "`best` takes the variant with the highest score on the training rows; validation rows play no part in it."
-    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)]
+    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)] if lines else []
 
 
 def _metrics(summary: Summary) -> list[str]:
@@ -234,8 +231,8 @@ def _command(summary: Summary) -> str:
 def _spec(row: Row) -> str:
     """A variant as `--variants` takes it, with its size spelled out."""
     if row.codes == "auto":
-        metric = ":metric=none" * (row.extra.get("metric") == "none")
-        return f"{row.method}:bits={row.extra.get('bits')}{metric}"
+        metric = ":metric=none" * (row.metric == "none")
+        return f"{row.method}:bits={row.bits}{metric}"
     if row.k is None or row.variant == BEST:
         return plain(row.variant)
     subspaces = "" if row.method == "svd" else f":k={row.k}"

@@ -31,9 +31,9 @@ _CONDITIONS = ("limit", "data_sha256", "training_rows", "validation_rows")
 _OF_A_CELL = (*_CONDITIONS, "k", "j", "affine", "codes", "bits", "metric", "weights", "training_score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One cell: a task, a variant and a seed. The fields are those of docs/results.md."""
+    """One cell: a task, a variant and a seed. The fields are those of docs/results.md, and in this order."""
 
     task: str
     variant: str
@@ -44,14 +44,14 @@ class Row:
     affine: bool | None
     codes: str | None
     seed: int
-    status: str
-    reason: str | None
-    metrics_before: dict[str, float] | None
-    metrics_after: dict[str, float] | None
-    score_before: float | None
-    score_after: float | None
-    training_score: float | None
-    chosen: str | None
+    status: str = "done"
+    reason: str | None = None
+    metrics_before: dict[str, float] | None = None
+    metrics_after: dict[str, float] | None = None
+    score_before: float | None = None
+    score_after: float | None = None
+    training_score: float | None = None
+    chosen: str | None = None
     params_dense: int
     params_stored: int
     compression_rate: float
@@ -74,6 +74,10 @@ class Row:
     device: str
     processes: int
     versions: dict[str, str]
+    bits: float | None = None
+    metric: str | None = None
+    weights: str | None = None
+    data_sha256: str | None = None
     # What this version does not know of a file; it is written again.
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +92,8 @@ class Row:
 
 
 _FIELDS = {part.name: part.type for part in fields(Row) if part.default_factory is MISSING}
+# What early files are without.
+_LATER = ("bits", "metric", "weights", "data_sha256")
 
 
 def read_results(path: Path) -> list[Row]:
@@ -108,7 +114,8 @@ def read_results(path: Path) -> list[Row]:
         raise ProjclustError(f"{path} has schema_version {version}, this projclust reads 1: upgrade projclust")
     if not isinstance(content.get("rows"), list):
         raise ProjclustError(f"{path} is damaged: rows is no list")
-    return [parse_row(item, f"{path} is damaged: row {number}") for number, item in enumerate(content["rows"])]
+    rows = {f"{path} is damaged: row {number}": item for number, item in enumerate(content["rows"])}
+    return [checked(parse_row(item, where), where) for where, item in rows.items()]
 
 
 def _finite(text: str) -> float:
@@ -119,19 +126,34 @@ def _finite(text: str) -> float:
 
 
 def parse_row(item: Any, where: str) -> Row:
-    """A row from what its JSON holds; an error names `where`, and the field that is missing or cannot be so."""
+    """A row from what its JSON holds; an error names `where`, and the field that is missing or of another type."""
     if not isinstance(item, dict):
         raise ProjclustError(f"{where} is no object")
+    known = {**dict.fromkeys(_LATER), **item}
     for name, kind in _FIELDS.items():
-        if name not in item:
+        if name not in known:
             raise ProjclustError(f"{where} has no {name}")
-        if not _fits(item[name], kind):
-            raise ProjclustError(f"{where}, {name} is {_short(item[name])}")
-    extra = {name: value for name, value in item.items() if name not in _FIELDS}
-    row = Row(**{name: item[name] for name in _FIELDS}, extra=extra)
-    wrong = _wrong_value(row)
-    if wrong is not None:
-        raise ProjclustError(f"{where}, {wrong} is {_short(getattr(row, wrong))}")
+        if not _fits(known[name], kind):
+            raise ProjclustError(f"{where}, {name} is {_short(known[name])}")
+    extra = {name: known.pop(name) for name in item if name not in _FIELDS}
+    return Row(**known, extra=extra)
+
+
+def checked(row: Row, where: str) -> Row:
+    """The row; an error names `where`, and a field whose value cannot be."""
+    wrong = [name for name, choices in _CHOICES.items() if getattr(row, name) not in choices]
+    wrong += [name for name in _SIZES if getattr(row, name) < 1]
+    wrong += [name for name in _COUNTS if getattr(row, name) < 0]
+    for metrics, score in (("metrics_before", "score_before"), ("metrics_after", "score_after")):
+        values, points = getattr(row, metrics), getattr(row, score)
+        if (points is None) != (not values) or not set(values or ()) <= METRICS:
+            wrong.append(metrics)
+        elif points is not None and abs(points - 100 * sum(values.values()) / len(values)) > 0.01:
+            wrong.append(score)
+    if row.status == "done" and row.score_before is None and row.score_after is None:
+        wrong.append("score_after")
+    if wrong:
+        raise ProjclustError(f"{where}, {wrong[0]} is {_short(getattr(row, wrong[0]))}")
     return row
 
 
@@ -145,22 +167,6 @@ def _fits(value: Any, kind: Any) -> bool:
         numbers = int if kind is int else (int, float)
         return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < 1e300
     return kind is Any or isinstance(value, kind)
-
-
-def _wrong_value(row: Row) -> str | None:
-    """The first field whose value has the right type and cannot be."""
-    wrong = [name for name, choices in _CHOICES.items() if getattr(row, name) not in choices]
-    wrong += [name for name in _SIZES if getattr(row, name) < 1]
-    wrong += [name for name in _COUNTS if getattr(row, name) < 0]
-    for metrics, score in (("metrics_before", "score_before"), ("metrics_after", "score_after")):
-        values, points = getattr(row, metrics), getattr(row, score)
-        if (points is None) != (not values) or not set(values or ()) <= METRICS:
-            wrong.append(metrics)
-        elif points is not None and abs(points - 100 * sum(values.values()) / len(values)) > 0.01:
-            wrong.append(score)
-    if row.status == "done" and row.score_before is None and row.score_after is None:
-        wrong.append("score_after")
-    return wrong[0] if wrong else None
 
 
 def _short(value: Any) -> str:

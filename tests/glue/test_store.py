@@ -1,12 +1,15 @@
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from results_samples import make_row
 
 from projclust.errors import ProjclustError
 from projclust.glue.store import CellStore, identity_hash
 
-ROW = {"task": "cola", "label": "projective, k=3/x", "seed": 0, "settings_hash": "ab" * 32, "score": 1.5}
+ROW = make_row("cola", "projective", label="projective, k=3/x", settings_hash="ab" * 32, weights="uniform")
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def test_hashes_depend_on_content_and_not_on_order() -> None:
 
 def test_cells_of_other_settings_stand_beside_each_other(store: CellStore) -> None:
     store.write(ROW)
-    store.write({**ROW, "settings_hash": "cd" * 32})
+    store.write(replace(ROW, settings_hash="cd" * 32))
     assert len(store.all()) == 2
 
 
@@ -43,13 +46,13 @@ def test_a_write_that_fails_leaves_the_old_cell(store: CellStore, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        store.write({**ROW, "score": 2.0})
+        store.write(replace(ROW, relative_error=2.0))
     assert store.all() == [ROW]
 
 
 def test_a_number_that_is_none_is_never_written(store: CellStore) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        store.write({**ROW, "score": float("nan")})
+        store.write(replace(ROW, relative_error=float("nan")))
     assert store.all() == []
 
 
@@ -59,3 +62,20 @@ def test_a_damaged_cell_is_refused_by_name(store: CellStore, content: str) -> No
     path.write_text(content)
     with pytest.raises(ProjclustError, match=f"{path.name}.*delete it"):
         store.read(path)
+
+
+def test_a_cell_has_its_own_order_of_fields(store: CellStore) -> None:
+    store.write(ROW)
+    (path,) = store.folder.iterdir()
+    content = json.loads(path.read_text())
+    assert content == ROW.as_json()
+    names = " ".join(content)
+    assert "affine bits metric codes weights seed" in names
+    assert "bytes_dense model_bytes_dense relative_error bytes_stored bits_per_weight model_bytes_stored" in names
+    assert "glue data_sha256 model" in names
+
+
+def test_a_cell_of_a_later_version_can_be_read(store: CellStore) -> None:
+    later = replace(ROW, method="magic", extra={"carbon": 3})
+    store.write(later)
+    assert store.all() == [later]

@@ -1,26 +1,29 @@
 """The plot of a plan."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from projclust.report.plan_plot import plot_plan
+from projclust.results.reports import PlanReport, PlanRow
 
 
-def row(recipe: str, size: int, error: float, cosine: float | None) -> dict[str, Any]:
-    errors = {"relative_error": error, "weighted_relative_error": error}
-    return {
-        "recipe": recipe,
-        "bytes": size,
-        "bits_per_weight": size / 100,
-        **errors,
-        "cosine": cosine,
-        "predicted": True,
-    }
+def row(recipe: str, size: int, error: float, cosine: float | None) -> PlanRow:
+    return PlanRow(
+        recipe=recipe,
+        bytes=size,
+        bits_per_weight=size / 100,
+        relative_error=error,
+        weighted_relative_error=error,
+        cosine=cosine,
+        kl=None,
+        predicted=True,
+        seconds=0.0,
+    )
 
 
-def plan(probed: bool) -> dict[str, Any]:
+def plan(probed: bool) -> PlanReport:
     rows = [
         row("projective-float32", 1200, 0.1, 0.99),
         row("int4", 450, 0.01, 1.0),  # no loss at all is no number on a logarithmic axis
@@ -28,8 +31,22 @@ def plan(probed: bool) -> dict[str, Any]:
         row("auto", 100, 0.0, 0.9),
         row("pq", 100, 0.3, None),
     ]
-    rows = rows if probed else [{**each, "cosine": None} for each in rows]
-    return {"n": 100, "d": 8, "bytes_dense": 3200, "weights": "wordfreq", "rows": rows}
+    return PlanReport(
+        model="some-lab/some-model",
+        n=100,
+        d=8,
+        bytes_dense=3200,
+        weights="wordfreq",
+        metric="none",
+        seed=0,
+        probe=probed,
+        rows=rows if probed else [replace(each, cosine=None) for each in rows],
+        pick=None,
+        notes=[],
+        total_seconds=0.0,
+        versions={},
+        output=None,
+    )
 
 
 @pytest.mark.filterwarnings("error")

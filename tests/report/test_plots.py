@@ -9,6 +9,7 @@ from results_samples import DENSE_BYTES, diverged, make_row, many_rows
 from projclust.report import plots
 from projclust.report.accuracy_plots import Panel, Point, drop_panels, error_panels, plot_drops, plot_errors
 from projclust.report.write import write_report
+from projclust.results.reports import CompressReport, SameSizeSvd
 from projclust.results.rows import Row
 from projclust.results.summary import Summary, summarize
 
@@ -144,15 +145,39 @@ def test_the_plot_of_a_fit_names_what_was_fitted(
 ) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(plots, "save", lambda figure, target: figures.append(figure))
-    report = {
-        "cost_history": [3.0, 2.0],
-        "loss": loss,
-        "k": len(ranks),
-        "j": 4,
-        "ranks": ranks,
-        "same_size_svd": {"j": 5, "weighted_relative_error": 0.4},
-        "weighted_relative_error": 0.3,
-    }
+    report = CompressReport(
+        model="some-lab/some-model",
+        method="projective",
+        k=len(ranks),
+        j=4,
+        loss=loss,
+        affine=False,
+        n=100,
+        d=8,
+        seed=0,
+        weights="uniform",
+        weights_exponent=None,
+        codes="float32",
+        metric=None,
+        params_dense=800,
+        params_stored=400,
+        compression_rate=0.5,
+        bytes_dense=3200,
+        bytes_stored=1600,
+        bits_per_weight=16.0,
+        weighted_relative_error=0.3,
+        ranks=ranks,
+        cost_history=[3.0, 2.0],
+        restarts=1,
+        output="out",
+        versions={},
+        embedding="embeddings",
+        model_bytes_dense=4000,
+        model_bytes_stored=2400,
+        dense_parts=[],
+        same_size_svd=SameSizeSvd(5, "float32", 0.4),
+        device="cpu",
+    )
     plots.plot_fit(tmp_path / "fit.png", report, errors, [1.0, 0.6])
     left, right = figures[0].axes
     assert left.get_ylabel() == ("weighted squared error" if loss == "l2" else "weighted l1 loss")

@@ -36,7 +36,7 @@ def changed(path: Path, **values: Any) -> str:
 
 
 def test_a_round_trip(tmp_path: Path) -> None:
-    rows = [replace(row, extra={"weights": "uniform"}) for row in many_rows(["cola", "mnli", "demo"])]
+    rows = [replace(row, weights="uniform", extra={"carbon": 3}) for row in many_rows(["cola", "mnli", "demo"])]
     rows.append(diverged(make_row("rte", "svd")))
     write_results(rows, tmp_path / "results.json")
     assert read_results(tmp_path / "results.json") == rows
@@ -50,6 +50,14 @@ def test_fields_of_later_versions_are_kept(file: Path) -> None:
     assert rows[0].extra == {"carbon": {"grams": 3}}
     write_results(rows, file)
     assert json.loads(file.read_text())["rows"][0]["carbon"] == {"grams": 3}
+
+
+def test_early_files_are_without_some_fields(file: Path) -> None:
+    content = json.loads(file.read_text())
+    for name in ("bits", "metric", "weights", "data_sha256"):
+        del content["rows"][0][name]
+    file.write_text(json.dumps(content))
+    assert read_results(file)[0] == make_row()
 
 
 def test_whole_numbers_may_stand_for_floats(file: Path) -> None:
@@ -132,7 +140,7 @@ def test_conflicts_name_what_differs() -> None:
     message = conflict(row, other)
     assert "two results for cola, svd, k=1, j=230, seed 3 differ in settings.epochs (3 and 2):" in message
     assert "limit (null and 100)" in conflict(row, make_row("cola", "svd", seed=3, limit=100))
-    data = [replace(row, settings_hash=name, extra={"data_sha256": name}) for name in ("a", "b")]
+    data = [replace(row, settings_hash=name, data_sha256=name) for name in ("a", "b")]
     assert 'data_sha256 ("a" and "b")' in conflict(*data)
     assert "how the embedding was fitted" in conflict(row, replace(row, settings_hash="other"))
 

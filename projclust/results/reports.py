@@ -1,0 +1,209 @@
+"""What the commands report, a record each. Its fields are the keys of the JSON, in that order. Imports no torch."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # records of rooms above, which reports hold as they are
+    from projclust.checkpoints.tensors import StoredTensor
+    from projclust.hf.swap import DensePart
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found or did."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON that `--format json` prints."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SameSizeSvd:
+    """An SVD of the size of a compressed table; the rank of a coded one is None."""
+
+    j: int | None
+    codes: str
+    weighted_relative_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport(Report):
+    """What `projclust compress` did; what only a fit can tell is None before it.
+
+    projclust_report.json is without `pushed_to`, the address of a repository, for it is pushed itself.
+    """
+
+    model: str
+    method: str
+    k: int | None
+    j: int | None
+    loss: str
+    affine: bool
+    n: int
+    d: int
+    seed: int
+    weights: str
+    weights_exponent: float | None
+    codes: str
+    metric: str | None
+    params_dense: int
+    params_stored: int | None
+    compression_rate: float | None
+    bytes_dense: int
+    bytes_stored: int
+    bits_per_weight: float
+    relative_error: float | None = None
+    weighted_relative_error: float | None = None
+    cluster_sizes: list[int] | None = None
+    ranks: list[int] | None
+    row_bytes: list[int] | None = None
+    parts: dict[str, int] | None = None
+    iterations: int | None = None
+    cost_history: list[float] | None = None
+    restarts: int
+    fit_seconds: float | None = None
+    total_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    output: str
+    versions: dict[str, str]
+    embedding: str
+    model_bytes_dense: int
+    model_bytes_stored: int
+    dense_parts: "list[DensePart]"
+    same_size_svd: SameSizeSvd | None = None
+    device: str
+    pushed_to: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """What one recipe takes and leaves; `predicted` says whether its errors are estimates."""
+
+    recipe: str
+    bits_per_weight: float
+    bytes: int
+    relative_error: float
+    weighted_relative_error: float
+    cosine: float | None
+    kl: float | None
+    predicted: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The command to go on with, and the rule by which it was chosen."""
+
+    command: str
+    rule: str
+    bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanReport(Report):
+    """What `projclust plan` found; the rows come by falling size, and `pick` is None where no size fits."""
+
+    model: str
+    n: int
+    d: int
+    bytes_dense: int
+    weights: str
+    metric: str
+    seed: int
+    probe: bool
+    rows: list[PlanRow]
+    pick: Pick | None
+    notes: list[str]
+    total_seconds: float
+    versions: dict[str, str]
+    output: str | None
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """What the tensors of a compressed table come to; all but the first only of a coded one, class by class."""
+
+    params_stored: int
+    decoders: int | None = None
+    cluster_sizes: list[int] | None = None
+    ranks: list[int] | None = None
+    row_bytes: list[int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowCompressed:
+    """How a checkpoint was compressed; its error and its origin are known where its folder has a report."""
+
+    k: int
+    j: int
+    ranks: list[int]
+    loss: str
+    affine: bool
+    method: str
+    weights: str
+    bits: float | None
+    metric: str | None
+    codes: str
+    seed: int
+    format_version: int
+    relative_error: float | None = None
+    weighted_relative_error: float | None = None
+    model: str | None = None
+    versions: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectReport(Report):
+    """What `projclust inspect` found; the JSON has the fields of `stored` and `how` among the others."""
+
+    path: str
+    compressed: bool
+    model_class: str
+    embedding: str
+    n: int
+    d: int
+    bytes_stored: int
+    bits_per_weight: float
+    model_bytes_stored: int
+    parts: "dict[str, StoredTensor]"
+    stored: StoredTable | None = None
+    how: HowCompressed | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        content = super().as_json()
+        stored, how = (content.pop("stored") or {}), (content.pop("how") or {})
+        return content | {name: value for name, value in stored.items() if value is not None} | how
+
+
+@dataclass(frozen=True)
+class PushedFile:
+    """A file that goes to the Hub."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushReport(Report):
+    """What `projclust push` pushed; `changed` says whether it made the commit. Both are None with `dry_run`."""
+
+    path: str
+    repo: str
+    url: str
+    private: bool
+    files: list[PushedFile]
+    bytes: int
+    commit: str | None = None
+    changed: bool | None = None
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class ExpandReport(Report):
+    """What `projclust expand` wrote, and the bytes of all weights before and after."""
+
+    path: str
+    output: str
+    model_bytes_stored: int
+    model_bytes_dense: int
