@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from matplotlib import pyplot
@@ -62,14 +63,14 @@ class Sentences:
         self.pairs: dict[str, tuple[list[str], list[str], list[float]]] = {}
         for path in sorted((folder / "stsb").glob("stsb-*-dev.csv")):
             with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.reader(file))[:limit]
+                rows = _spread(list(csv.reader(file)), limit)
             first, second = [PREFIX + row[0] for row in rows], [PREFIX + row[1] for row in rows]
             self.pairs[path.name.split("-")[1]] = first, second, [float(row[2]) for row in rows]
         self.translations: dict[str, tuple[list[str], list[str]]] = {}
         for path in sorted((folder / "tatoeba").glob("tatoeba.*-eng.eng")):
             language = path.name.split(".")[1].removesuffix("-eng")
             sides = (path.with_suffix(f".{language}"), path)
-            first, second = ([PREFIX + line for line in _lines(side)][:limit] for side in sides)
+            first, second = ([PREFIX + line for line in _spread(_lines(side), limit)] for side in sides)
             self.translations[language] = first, second
 
     def score(self, recipe: str, size: int, vectors: Callable[[list[str]], Tensor], dense: "Vectors") -> Score:
@@ -98,6 +99,11 @@ class Vectors:
         dense = self.kept.setdefault(language, vectors)
         cosine[language] = float((vectors * dense).sum(1).mean())
         return vectors
+
+
+def _spread(items: list[Any], count: int | None) -> list[Any]:
+    """So many items, evenly spread: the pairs of STS-B come by their source."""
+    return items if count is None else [items[len(items) * number // count] for number in range(min(count, len(items)))]
 
 
 def _lines(path: Path) -> list[str]:
@@ -201,7 +207,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="The folder of the sentences.")
     parser.add_argument("--bits", default="0.5,0.75,1,1.5,2", help="Stored bits for each weight.")
     parser.add_argument("--weights", action="append", default=[], help="Other row weights to try at the first size.")
-    parser.add_argument("--limit", type=int, default=None, help="Measure so many pairs of each language.")
+    parser.add_argument(
+        "--limit", type=int, default=None, help="Measure so many pairs of each language, evenly spread."
+    )
     parser.add_argument("--bfloat16", action="store_true", help="Let the body compute in bfloat16.")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write the scores by language.")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="Draw what is lost by size.")

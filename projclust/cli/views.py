@@ -3,8 +3,19 @@
 from collections.abc import Iterator
 
 from projclust.cli.output import aligned, megabytes
-from projclust.results.reports import CompressReport, ExpandReport, HowCompressed, InspectReport, PlanReport, PushReport
+from projclust.results.reports import (
+    CompressReport,
+    ExpandReport,
+    HowCompressed,
+    InspectReport,
+    PlanReport,
+    PushReport,
+    ScriptErrors,
+)
 from projclust.results.rows import Row
+
+# Scripts are shown that have such a share of the row weights, and so many of them.
+_SCRIPT_WEIGHT, _MOST_SCRIPTS = 0.002, 8
 
 
 def method_text(result: CompressReport | HowCompressed) -> str:
@@ -38,6 +49,7 @@ def compress_lines(report: CompressReport) -> list[str]:
         ("parameters", parameters),
         ("embedding in file", f"{stored} ({times}, {report.bits_per_weight:.2f} bits per weight, {report.codes})"),
         ("all weights", f"{megabytes(report.model_bytes_dense)} -> {at_most}{megabytes(report.model_bytes_stored)}"),
+        *([] if report.weights_chosen is None else [("row weights", report.weights_chosen)]),
         *(("stays dense", f"{part.name}, {megabytes(part.bytes)}: {part.reason}") for part in report.dense_parts),
     ]
     svd, steps = report.same_size_svd, report.iterations
@@ -48,12 +60,25 @@ def compress_lines(report: CompressReport) -> list[str]:
         took = "" if steps is None else f", {steps} step" + "s" * (steps > 1)
         rows += [
             ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
+            *_script_rows(report.errors_by_script),
             ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),
             ("written", report.output),
         ]
     if report.pushed_to is not None:
         rows.append(("pushed to", report.pushed_to))
     return aligned(rows)
+
+
+def _script_rows(errors: dict[str, ScriptErrors] | None) -> list[tuple[str, str]]:
+    """What is lost by script, where a table has several that matter; the largest error is always among them."""
+    scripts = {name: own for name, own in (errors or {}).items() if name != "other" and own.weight >= _SCRIPT_WEIGHT}
+    if len(scripts) < 2:
+        return []
+    shown = list(scripts)[:_MOST_SCRIPTS]
+    worst = max(scripts, key=lambda name: scripts[name].weighted_relative_error)
+    shown += [] if worst in shown else [worst]
+    text = ", ".join(f"{name} {scripts[name].weighted_relative_error:.2f}" for name in shown)
+    return [("by script", text + f" and {len(scripts) - len(shown)} more" * (len(scripts) > len(shown)))]
 
 
 def expand_lines(result: ExpandReport) -> list[str]:
@@ -91,7 +116,9 @@ def plan_lines(result: PlanReport) -> Iterator[str]:
     from projclust.report.phrases import columns  # slow to import
 
     size = f"{result.n:,} x {result.d}, {megabytes(result.bytes_dense)} dense"
-    yield from aligned([("embedding", size), ("row weights", f"{result.weights}, sensitivity {result.metric}")])
+    weights = result.weights_chosen or result.weights
+    rows = [("embedding", size), ("row weights", weights), ("sensitivity", result.metric)]
+    yield from aligned(rows)
     yield ""
     extra = [name for name in ("cosine", "kl") if any(getattr(row, name) is not None for row in result.rows)]
     table = [["recipe", "bits", "size", "smaller", "error", "weighted", *extra]]
@@ -111,7 +138,8 @@ def plan_lines(result: PlanReport) -> Iterator[str]:
     pick = result.pick
     if pick is not None:
         size = f"{pick.bits_per_weight:.2f} bits a weight, {megabytes(pick.bytes)}"
-        yield from aligned([("pick", f"auto, {size}: {pick.rule}"), ("took", f"{result.total_seconds:.0f} s")])
+        yield from aligned([("pick", f"auto, {size}: {pick.rule}"), *_script_rows(pick.errors_by_script)])
+        yield from aligned([("took", f"{result.total_seconds:.0f} s")])
     if result.output is not None:
         yield from aligned([("written", result.output)])
 

@@ -21,6 +21,7 @@ from projclust.clustering.fit import ClusteringOptions, fit_clustering
 from projclust.errors import ProjclustError
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.swap import dense_parts
+from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
 from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks
@@ -82,7 +83,11 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
-    report = replace(report, same_size_svd=_same_size_svd(compression, svd_errors, table, weights.values))
+    by_script = errors_by_script(
+        dense.folder, weights.values, len(table), lambda rows: compression.row_errors.relative(weights.values, rows)
+    )
+    svd_of_size = _same_size_svd(compression, svd_errors, table, weights.values)
+    report = replace(report, same_size_svd=svd_of_size, errors_by_script=by_script)
     if not team.is_main:
         return report
 
@@ -147,6 +152,7 @@ def _foreseen(
         model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size,
         dense_parts=dense_parts(dense.loaded.model),
         device=str(device),
+        weights_chosen=weights.chosen,
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from projclust.checkpoints.folder import new_folder, write_options
 from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
@@ -15,12 +18,13 @@ from projclust.errors import ProjclustError
 from projclust.hf.probe import probe
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
+from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Hooks, choose_device, load_dense, versions
 from projclust.jobs.options import DEFAULT_BITS, PlanOptions
 from projclust.options import Codes, Sensitivity
-from projclust.recipes.problem import Estimate, Problem
+from projclust.recipes.problem import Estimate, Problem, RowErrors
 from projclust.recipes.recipe import Recipe, short_number
-from projclust.results.reports import Pick, PlanReport, PlanRow
+from projclust.results.reports import Pick, PlanReport, PlanRow, ScriptErrors
 from projclust.shapes import DenseShape, parse_size
 from projclust.weights.choose import choose_weights
 from projclust.weights.names import UNIFORM
@@ -31,6 +35,8 @@ PLAN_FILE, PLOT_FILE = "projclust_plan.json", "projclust_plan.png"
 GOOD_COSINE, GOOD_ERROR = 0.95, 0.25
 # The paper takes 40% of the parameters off, which is shown for comparison.
 _PAPER_RATIO = 0.4
+# So many rows of each script are coded to see what is lost.
+_SCRIPT_ROWS = 256
 
 
 def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
@@ -65,6 +71,10 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         notes.append(
             "auto without the sensitivity of compress, which trades errors of the table for errors of the outputs"
         )
+    pick = _pick(rows, options, weights, sizes, shape)
+    if pick is not None:
+        estimate = next(one for one in found if one.name == "auto" and one.bytes == pick.bytes)
+        pick = replace(pick, errors_by_script=_by_script(dense.folder, problem, estimate))
     report = PlanReport(
         model=options.model,
         n=shape.n,
@@ -75,11 +85,12 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         seed=options.seed,
         probe=options.probe,
         rows=rows,
-        pick=_pick(rows, options, weights, sizes, shape),
+        pick=pick,
         notes=notes,
         total_seconds=round(time.perf_counter() - started, 3),
         versions=versions(),
         output=options.output,
+        weights_chosen=weights.chosen,
     )
     if options.output is not None:
         hooks.stage(f"writing {options.output}")
@@ -90,6 +101,23 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
             write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
             (folder / PLAN_FILE).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _by_script(folder: Path, problem: Problem, estimate: Estimate) -> dict[str, ScriptErrors] | None:
+    """Return what is lost by script, measured on a sample of each."""
+    rebuild, weights = estimate.rebuild, problem.weights
+    if rebuild is None:
+        return None
+    generator = torch.Generator().manual_seed(0)
+
+    def error_of(rows: Tensor) -> float:
+        if len(rows) > _SCRIPT_ROWS:  # rows are drawn by their weights, and count alike from there on
+            drawn = torch.ones(len(rows)) if weights is None else weights[rows]
+            rows = rows[torch.multinomial(drawn, _SCRIPT_ROWS, generator=generator)]
+            return RowErrors.of(rebuild, problem.table, rows).relative()
+        return RowErrors.of(rebuild, problem.table, rows).relative(None if weights is None else weights[rows])
+
+    return errors_by_script(folder, weights, problem.shape.n, error_of)
 
 
 def _row(estimate: Estimate, shape: DenseShape, cosine: float | None, kl: float | None) -> PlanRow:

@@ -53,10 +53,13 @@ class RowErrors:
             found.append(torch.stack([lost, exact.square().sum(1)]).cpu())
         return cls(*(torch.cat(found, 1) if found else torch.zeros(2, 0, dtype=torch.float64)))
 
-    def relative(self, weights: Tensor | None = None) -> float:
-        """The sum of the squared errors over that of the squared norms, with weights (N,); 0 of a table of zeros."""
-        ones = torch.ones_like(self.lost) if weights is None else weights.to(self.lost)
-        lost, norm = float(self.lost @ ones), float(self.norms @ ones)
+    def relative(self, weights: Tensor | None = None, places: Tensor | slice = slice(None)) -> float:
+        """The sum of the squared errors over that of the squared norms, with weights (N,), at some places or at all.
+
+        Zeros have no error.
+        """
+        own = (torch.ones_like(self.lost) if weights is None else weights.to(self.lost))[places]
+        lost, norm = float(self.lost[places] @ own), float(self.norms[places] @ own)
         return lost / norm if norm > 0 else 0.0
 
     def summed(self, weights: Tensor | None) -> Errors:

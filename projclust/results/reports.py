@@ -26,6 +26,15 @@ class SameSizeSvd:
     weighted_relative_error: float
 
 
+@dataclass(frozen=True)
+class ScriptErrors:
+    """What is lost of the rows whose tokens are written in one script; `weight` is their share of all row weights."""
+
+    rows: int
+    weight: float
+    weighted_relative_error: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressReport(Report):
     """What `projclust compress` did; what only a fit can tell is None before it.
@@ -72,6 +81,8 @@ class CompressReport(Report):
     dense_parts: "list[DensePart]"
     same_size_svd: SameSizeSvd | None = None
     device: str
+    weights_chosen: str | None = None
+    errors_by_script: dict[str, ScriptErrors] | None = None
     pushed_to: str | None = None
 
 
@@ -98,6 +109,7 @@ class Pick:
     rule: str
     bytes: int
     bits_per_weight: float
+    errors_by_script: dict[str, ScriptErrors] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +130,7 @@ class PlanReport(Report):
     total_seconds: float
     versions: dict[str, str]
     output: str | None
+    weights_chosen: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The row weights of a recipe."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +11,9 @@ from projclust.recipes.recipe import Recipe
 from projclust.weights import names
 from projclust.weights.languages import known_languages
 from projclust.weights.row_weights import RowWeights
+
+# So many languages are named where a vocabulary knows more.
+_SHOWN = 8
 
 
 def choose_weights(
@@ -26,18 +30,19 @@ def choose_weights(
     name, tokenizer = recipe.weights or recipe.default_weights, cache(tokenizer)
     if name == names.UNIFORM and recipe.weights_exponent is not None:
         raise OptionError("uniform weights have no exponent: drop `weights_exponent`, or name other `weights`")
+    chosen = None
     try:
         if name == names.AUTO:
             name, reason = _by_languages(known_languages(tokenizer()))
-            stage(f"weighing rows by {name}: {reason}")
-        elif name != names.UNIFORM:
-            stage(f"weighing rows by {name}")
-        return RowWeights.read(name, recipe.weights_exponent, tokenizer, n_rows)
+            chosen = f"{name}: {reason}"
+        if name != names.UNIFORM:
+            stage(f"weighing rows by {chosen or name}")
+        return replace(RowWeights.read(name, recipe.weights_exponent, tokenizer, n_rows), chosen=chosen)
     except ProjclustError as error:
         if recipe.weights not in (None, names.AUTO) or recipe.weights_exponent is not None:
             raise
         warn(f"all rows weigh the same, for want of word frequencies: {error}")
-        return RowWeights()
+        return RowWeights(chosen=f"{names.UNIFORM}: {error}")
 
 
 def _by_languages(known: list[str]) -> tuple[str, str]:
@@ -52,4 +57,5 @@ def _by_languages(known: list[str]) -> tuple[str, str]:
             )
         case []:
             return names.TOKENIZER, "its vocabulary knows no language that there is a dictionary of"
-    return names.TOKENIZER, f"its vocabulary knows {len(known)} languages ({', '.join(known)}) and more"
+    some = ", ".join(known if len(known) <= _SHOWN else [*known[:_SHOWN], "..."])
+    return names.TOKENIZER, f"of the languages with dictionaries, its vocabulary knows {len(known)} ({some})"

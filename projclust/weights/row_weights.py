@@ -35,11 +35,13 @@ class RowWeights:
         name: as it was given: "uniform", "tokenizer", "wordfreq:en,de", "counts:FILE" or "text:SOURCE".
         frequencies: (n,) float64, how often each row is used, in any unit; None where the weights are uniform.
         exponent: the power of the frequencies that the weights are; None where they are uniform, or given as they are.
+        chosen: what was taken and why, where the user left it to the program.
     """
 
     name: str = names.UNIFORM
     frequencies: Tensor | None = None
     exponent: float | None = None
+    chosen: str | None = None
 
     @classmethod
     def read(
