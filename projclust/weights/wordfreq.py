@@ -65,14 +65,15 @@ def word_frequencies(tokenizer: PreTrainedTokenizerBase, n_rows: int, languages:
         for word, frequency in _dictionary(code, max(_LEAST_WORDS, _WORDS // len(codes))).items():
             sums[word] = sums.get(word, 0.0) + frequency / len(codes)
             rarest = min(rarest, frequency / len(codes))
-        marks = _MARKS["all"] | _MARKS.get(code, {})
-        for before, of_marks in zip(("a", _AFTER_WORD), zip(*marks.values(), strict=True), strict=True):
-            rates = torch.tensor(of_marks, dtype=torch.float64) * (1 / len(codes))
-            tally.add(_cut(tokenizer, before, list(marks)), rates)
     for sums, after_space in ((spaced, _AFTER_SPACE), (unspaced, 0.0)):
         words = _with_numbers(dict(sorted(sums.items(), key=itemgetter(1), reverse=True)))
         rates = torch.tensor(list(words.values()), dtype=torch.float64)
         _add_words(tally, tokenizer, list(words), rates, after_space)
+    for code in codes:
+        marks = _MARKS["all"] | _MARKS.get(code, {})
+        for before, of_marks in zip(("a", _AFTER_WORD), zip(*marks.values(), strict=True), strict=True):
+            rates = torch.tensor(of_marks, dtype=torch.float64) * (1 / len(codes))
+            tally.add(_cut(tokenizer, before, list(marks)), rates)
     if tally.is_empty():
         raise ProjclustError(f"the vocabulary of the model knows no word of {', '.join(codes)}")
     occurrences = with_ends(tally.sums, tokenizer)

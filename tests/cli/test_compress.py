@@ -383,7 +383,7 @@ def test_python_gives_what_the_command_line_gives(cli: Cli, tiny_classifier: Pat
         loaded = AutoModel.from_pretrained(tiny_classifier, quantization_config=config)
         assert torch.equal(loaded.get_input_embeddings().dense_weight(), model.get_input_embeddings().dense_weight())
         stored = loaded.config.quantization_config
-        assert stored.weights == report["weights"] == ("uniform" if name == "ranks" else "wordfreq")
+        assert stored.weights == report["weights"] == ("uniform" if name == "ranks" else "tokenizer")
 
 
 def test_codes_without_weights_are_warned_about(tiny_classifier: Path) -> None:

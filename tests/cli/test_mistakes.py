@@ -44,7 +44,7 @@ Refused = Callable[..., str]
         (["--j", "5", "--ranks", "adaptive", "--loss", "l1"], "use loss l2"),
         (["--j", "5", "--method", "random", "--loss", "huber"], "its loss must be l2"),
         (["--k", "3", "--j", "5", "--codes", "int3"], "int3"),
-        (["--k", "3", "--j", "5", "--weights", "zipf"], "wordfreq:LANG,..., counts:FILE or text:SOURCE"),
+        (["--k", "3", "--j", "5", "--weights", "zipf"], "counts:FILE, text:SOURCE or uniform"),
         (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
         (["--k", "3", "--j", "5", "--restarts", "0"], "restarts"),
         (["--k", "3", "--j", "5", "--seed", "-1"], "seed"),
