@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# What a thread does at once: distinct rows of a lookup, or what they are copied to; rows of a head, which share tables
-# of sums; rows of decoders.
-_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS = 512, 8192, 2048
+# What a thread does at once: distinct rows of a lookup; rows of a head, which share tables of sums; rows of decoders.
+_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS = 1024, 8192, 2048
 # Up to so many ids are read by one compiled loop, without unpacked decoders.
 _FEW_IDS = 16
 
@@ -113,22 +112,28 @@ def _read_many(reading: Reading, wanted: _Wanted, shape: CodedShape, rows: "Arra
     distinct, count = kernels.plan(reading, wanted, parts)
     if distinct < 0:
         return -1
-    coordinates, products = _floats(distinct, shape.rank), _floats(distinct, shape.d)
-    own, found = coordinates.numpy(), products.numpy()
-    _in_threads(lambda a, b: kernels.decode(reading, wanted, a, own[a:b]), distinct, _LOOKUP_ROWS)
-    _multiply(reading, parts[:count], shape, coordinates, products)
-    _in_threads(lambda a, b: kernels.put(reading, wanted, a, found[a:b], rows), distinct, _LOOKUP_ROWS)
-    return int(distinct)
-
-
-def _multiply(reading: Reading, parts: "Array", shape: CodedShape, coordinates: Tensor, products: Tensor) -> None:
-    """Fill `products`, (u, d), with those of `parts`; of many rows torch's products are faster than a compiled loop."""
+    products = parts[:count].tolist()
+    most = max((end - start for start, end, *_ in products), default=0)
+    # The same ones for all products: they stay in a core's cache. Torch multiplies many rows faster than a loop does.
+    coordinates, found = _floats(most, shape.rank), _floats(most, shape.d)
+    own, result = coordinates.numpy(), found.numpy()
     numbers, unpacked = _floats(shape.rank, shape.d), -1
-    for start, end, base, needed in parts.tolist():
+
+    def decode(first: int, end: int) -> None:
+        kernels.decode(reading, wanted, start + first, own[first:end])
+
+    def put(first: int, end: int) -> None:
+        kernels.put(reading, wanted, start + first, result[first:end], rows)
+
+    for start, stop, base, needed in products:
         if base != unpacked:
-            _kernels().unpack(reading.decoders[base : base + shape.rank], shape.decoder_bits, numbers.numpy())
+            kernels.unpack(reading.decoders[base : base + shape.rank], shape.decoder_bits, numbers.numpy())
             unpacked = base
-        torch.mm(coordinates[start:end, :needed], numbers[:needed], out=products[start:end])
+        size = stop - start
+        _in_threads(decode, size, _LOOKUP_ROWS)
+        torch.mm(coordinates[:size, :needed], numbers[:needed], out=found[:size])
+        _in_threads(put, size, _LOOKUP_ROWS)
+    return int(distinct)
 
 
 class HeadRows(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 from projclust.coding.kernels import compiled, compiled_sums
 
 # A look into a table of sums finds that of the steps whose bits lie in a window of at most so many bits.
-WIDEST = 11
-# Tables of so many rows of a class and more are worth 8 bits, 9 and so on.
+_WIDEST = 11
+# So many rows of a class are worth windows of 9 bits, twice as many 10, and so on.
 _ROWS_FOR_MORE = 256
 # Classes are multiplied together up to so many rows: a product of few rows costs nearly that of more.
 _FEWEST_ROWS = 64
@@ -194,17 +194,18 @@ def products(packed: Any, bits: int, hidden: Any, found: Any) -> None:
 
 @compiled_sums
 def _step(reading: Any, k: int, first: int, inner: Any, sums: Any) -> int:
-    """Fill `sums`, (P, 256), with what the step that ends with coordinate k adds by state; the coordinate before it.
+    """Fill ``sums[:, :256]`` with what the step that ends with coordinate k adds by state; the coordinate before it.
 
     The coordinates of the class begin with `first`.
     """
     end = _end(reading, k)
-    sums[:] = 0
+    for p in range(len(sums)):
+        sums[p, :256] = 0
     while k >= first and _end(reading, k) == end:
         entry = reading.places[k, 3]
         values = reading.values[entry : entry + 256]
         for p in range(len(sums)):
-            weight, own = inner[p, reading.places[k, 0]] * reading.factors[k], sums[p]
+            weight, own = inner[p, reading.places[k, 0]] * reading.factors[k], sums[p, :256]
             for state in range(256):
                 own[state] += weight * values[state]
         k -= 1
@@ -244,8 +245,8 @@ def logits(reading: Any, task: Any, hidden: Any, rows: Any, out: Any) -> None:
     """Fill `out`, (P, n), at some rows of one class: `task` is their class, first byte, and bytes each.
 
     `hidden` are the products of P hidden states and decoders, (P, G*r), and means, (P, C); `rows` are those of the
-    vocabulary. A row's logit is a sum over its steps. Those of steps that follow each other are added up
-    once for every value that their bits can have, so that each row needs one look for 4 bits or more.
+    vocabulary. A row's logit is a sum over its steps. What steps that follow each other add is summed up once for
+    every value that their bits can have, so that a row of a long class needs one look for 4 bits or more.
     """
     (c, start, length), (inner, shift) = task, hidden
     count, positions = len(rows), len(inner)
@@ -258,14 +259,14 @@ def logits(reading: Any, task: Any, hidden: Any, rows: Any, out: Any) -> None:
     for p in range(positions):
         totals[p] = shift[p, c]
     most = 8
-    while most < WIDEST and count >= _ROWS_FOR_MORE << (most - 8):
+    while most < _WIDEST and count >= _ROWS_FOR_MORE << (most - 8):
         most += 1
     own, windows = np.empty((positions, 256), np.float32), np.empty(count, np.uint16)
-    sums, spare = np.empty((positions, 1 << WIDEST), np.float32), np.empty((positions, 1 << WIDEST), np.float32)
+    sums, spare = np.empty((positions, 1 << _WIDEST), np.float32), np.empty((positions, 1 << _WIDEST), np.float32)
     first, k = reading.first[c], reading.first[c + 1] - 1
     while k >= first:  # from the end of the row
         end = _end(reading, k)
-        k, width = _step(reading, k, first, inner, sums[:, :256]), 8
+        k, width = _step(reading, k, first, inner, sums), 8
         while k >= first and end - _end(reading, k) + 8 <= most:
             wider = end - _end(reading, k) + 8
             k = _step(reading, k, first, inner, own)
