@@ -16,26 +16,43 @@ import torch
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
-def _compiled(loop: Loop) -> Loop:
+def compiled(loop: Loop) -> Loop:
+    """The loop, compiled at its first call; to the last bit what torch computes in the same order."""
+    return _compile(loop, fastmath=False)
+
+
+def compiled_sums(loop: Loop) -> Loop:
+    """A loop of sums, compiled so that they may be taken in another order and products be fused with them."""
+    return _compile(loop, fastmath={"contract", "reassoc"})
+
+
+def _compile(loop: Loop, fastmath: Any) -> Loop:
     try:
-        return numba.njit(nogil=True, cache=True)(loop)
+        return numba.njit(nogil=True, cache=True, fastmath=fastmath)(loop)
     except RuntimeError:  # nowhere to keep what is compiled: each process compiles it again
-        return numba.njit(nogil=True)(loop)
+        return numba.njit(nogil=True, fastmath=fastmath)(loop)
 
 
 def in_threads(work: Callable[[int, int], None], count: int, block: int) -> None:
     """Call ``work(start, end)`` for blocks of `count` rows, in as many threads as torch uses."""
-    starts = range(0, count, block)
-    if len(starts) == 1 or torch.get_num_threads() == 1:
+    starts = iter(range(0, count, block))
+
+    def share() -> None:
         for start in starts:
             work(start, min(start + block, count))
+
+    others = min(torch.get_num_threads(), -(-count // block)) - 1
+    if others < 1:
+        share()
         return
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for _ in threads.map(lambda start: work(start, min(start + block, count)), starts):
-            pass
+    with ThreadPoolExecutor(others) as threads:
+        shares = [threads.submit(share) for _ in range(others)]
+        share()
+    for other in shares:
+        other.result()
 
 
-@_compiled
+@compiled
 def viterbi(rows: Any, states: Any, bits: Any, first: Any, books: Any, offsets: Any) -> None:
     """Fill `states`, (N, steps) uint8, with the cheapest path of each row; see `projclust.coding.trellis`.
 

@@ -12,12 +12,14 @@ from projclust.coding.codebooks import NONE
 from projclust.coding.decode import Windows, unit_coordinates, windows_of
 from projclust.coding.layout import ClassLayout, row_starts
 from projclust.coding.packing import unpack_nibbles
+from projclust.coding.reading import Reading, read_rows, reading_of
 from projclust.coding.stored import SideTables, as_stored, read_classes, read_side_tables, store_side_tables
+from projclust.coding.trellis import has_kernels
 from projclust.errors import ProjclustError
 from projclust.shapes import CodedShape
 from projclust.tables.grouped import grouped_product
 from projclust.tables.lookup import EmbeddingLookup
-from projclust.tables.table import CompressedTable
+from projclust.tables.table import CompressedTable, is_plain, state_of
 
 # The rows of a table that are decoded at once.
 BLOCK_ROWS = 2048
@@ -57,9 +59,11 @@ class CodedTable(CompressedTable[CodedShape]):
     latent_deviations: nn.Parameter | None  # (C, r)
     latent_means: nn.Parameter | None  # (C, d)
     latent_decoders: nn.Parameter | None  # (G, r, d)
+    _known_reading: tuple[list[Any], Reading] | None
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         self._warns = True
+        self._known_reading = None
         if self.primary is self:
             for name, size in self.shape.stored.items():
                 self.register_buffer(name, torch.empty(size, dtype=torch.uint8, device=device))
@@ -144,6 +148,28 @@ class CodedTable(CompressedTable[CodedShape]):
     def addresses(self) -> Addresses:
         """Where everything lies in the codes; derived anew when the bytes it follows from were changed or moved."""
         return self._derived()
+
+    def reading(self) -> Reading | None:
+        """What compiled loops read of the table; None where it is trained, or not on the CPU, or there are no loops."""
+        owner = self.primary
+        if not (owner.is_frozen and owner.weight.is_cpu and has_kernels()):
+            return None
+        state = state_of(list(owner._buffers.values()))
+        if owner._known_reading is None or owner._known_reading[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                own, deviations = self.addresses(), owner._read_side_tables().deviations
+                parts = {"starts": own.starts, "classes": own.classes, "values": own.windows.values}
+                reading = reading_of(owner._buffers_by_name(), own.layouts, deviations, **parts)
+            owner._known_reading = state, reading
+        return owner._known_reading[1]
+
+    def _forget(self) -> None:
+        self._known_reading = None
+        super()._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has other bytes to read.
+        return {**self.__dict__, "_known_reading": None}
 
     def _ids(self) -> list[Tensor]:
         return [getattr(self.primary, name) for name in ("classes", "kinds") if name in self.shape.stored]
@@ -270,6 +296,12 @@ class CodedEmbedding(EmbeddingLookup[CodedShape], CodedTable):
         embedding.set_stored(coded.stored)
         vectors = embedding(torch.tensor([[101, 7592, 102]]))  # (1, 3, d)
     """
+
+    def _read(self, ids: Tensor) -> Tensor | None:
+        if not is_plain(ids) or ids.dtype not in (torch.int64, torch.int32) or self.dtype != torch.float32:
+            return None
+        reading = self.reading()
+        return None if reading is None else read_rows(reading, ids, self.shape)
 
 
 def _straight_through(latent: Tensor, read: Tensor) -> Tensor:

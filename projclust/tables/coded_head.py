@@ -5,19 +5,23 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
 from projclust.coding.codebooks import STATES
 from projclust.coding.decode import entries
 from projclust.coding.layout import ClassLayout
+from projclust.coding.reading import HeadRows, head_rows, read_logits
 from projclust.coding.stored import decoder_of_each
 from projclust.shapes import CodedShape
-from projclust.tables.coded import BLOCK_ROWS, CodedTable
+from projclust.tables.coded import BLOCK_ROWS, Addresses, CodedTable
 from projclust.tables.head import TiedHead
-from projclust.tables.table import in_compiler, inverse_of
+from projclust.tables.table import in_compiler, inverse_of, is_plain
 
 # The positions whose logits are put in vocabulary order at once.
 _BLOCK_POSITIONS = 256
+# Up to so many positions one pass over the codes is faster than decoding rows for a product.
+_MOST_READ = 8
 
 
 class CodedLMHead(TiedHead[CodedShape], CodedTable):
@@ -39,9 +43,35 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
     """
 
     _head_order: "_HeadOrder | None" = None
+    _head_rows: tuple[Addresses, HeadRows] | None = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits of shape ``hidden.shape[:-1] + (n,)``."""
+        read = self._read(hidden)
+        logits = self._made(hidden) if read is None else read
+        if self.bias is not None:
+            logits = logits + self.bias.to(logits.dtype)
+        return logits.view(*hidden.shape[:-1], self.out_features)
+
+    def _read(self, hidden: Tensor) -> Tensor | None:
+        """(P, n) logits without the bias in one pass over the codes; None where that is not possible or not faster."""
+        if not is_plain(hidden) or hidden.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return None
+        d = self.in_features
+        few = hidden.shape[-1:] == (d,) and 0 < hidden.numel() <= _MOST_READ * d
+        if not few or (torch.is_grad_enabled() and hidden.requires_grad) or unpack_dual(hidden).tangent is not None:
+            return None
+        reading = self.reading()
+        if reading is None:
+            return None
+        addresses = self.addresses()
+        if self._head_rows is None or self._head_rows[0] is not addresses:
+            rows = addresses.classes.long().argsort(stable=True)
+            self._head_rows = addresses, head_rows(rows, addresses.rows, addresses.layouts)
+        return read_logits(reading, hidden.detach().reshape(-1, d), self._head_rows[1], self.shape)
+
+    def _made(self, hidden: Tensor) -> Tensor:
+        """(P, n) logits without the bias, by operations of torch."""
         side, device = self.side_tables(), hidden.device
         inner = F.linear(hidden, side.decoders.flatten(0, 1).to(hidden))  # (..., G*r)
         if side.means is None:
@@ -51,10 +81,7 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
         flat_inner, flat_shift = inner.reshape(-1, inner.shape[-1]), shift.reshape(-1, shift.shape[-1])
         make = _plain_logits if in_compiler() else _CodedLogits.apply
         codes, order = self.primary.weight.to(device), self._order(device)
-        logits: Tensor = make(flat_inner, flat_shift, side.deviations.to(device), codes, order)
-        if self.bias is not None:
-            logits = logits + self.bias.to(logits.dtype)
-        return logits.view(*hidden.shape[:-1], self.out_features)
+        return make(flat_inner, flat_shift, side.deviations.to(device), codes, order)
 
     def _order(self, device: torch.device) -> "_HeadOrder":
         """Where the rows of the table lie among the logits, class by class."""

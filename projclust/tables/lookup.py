@@ -56,6 +56,9 @@ class EmbeddingLookup(CompressedTable[Shape]):
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of shape ``ids.shape + (d,)``."""
         flat = ids.reshape(-1)
+        read = self._read(flat)
+        if read is not None:
+            return self._scaled(read).view(*ids.shape, self.embedding_dim)
         # A lookup is not for autocast, which leaves that of nn.Embedding alone as well.
         with torch.autocast(ids.device.type, enabled=False):
             # Distinct tokens are data: a compiler has no shapes for them, and an accelerator would have to stop until
@@ -66,6 +69,10 @@ class EmbeddingLookup(CompressedTable[Shape]):
                 distinct_rows, inverse = self._decode_distinct(flat)
                 rows = F.embedding(inverse, self._scaled(distinct_rows))
         return rows.view(*ids.shape, self.embedding_dim)
+
+    def _read(self, ids: Tensor) -> Tensor | None:
+        """(N, d) the rows of a vector of ids without the scale, by compiled loops; None where torch has to do it."""
+        return None
 
     def rows(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the table for a vector of ids, without the scale: what the dense weight would hold."""

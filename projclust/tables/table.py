@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from projclust.shapes import CodedShape, FactoredShape
 
@@ -74,11 +75,11 @@ class CompressedTable(nn.Module, Generic[Shape]):
         """What `_derive` makes of the primary's tensors; made anew when those were changed or moved."""
         owner = self.primary
         # A compiler cannot look at the state of a tensor, nor derive this: it takes what is there.
-        if owner._index is not None and (torch.compiler.is_compiling() or owner._index[0] == _state(owner._ids())):
+        if owner._index is not None and (torch.compiler.is_compiling() or owner._index[0] == state_of(owner._ids())):
             return owner._index[1]
         # As ordinary tensors, also under inference_mode: training may come next.
         with torch.inference_mode(False), torch.no_grad():
-            owner._index = _state(owner._ids()), owner._derive()
+            owner._index = state_of(owner._ids()), owner._derive()
         return owner._index[1]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -102,11 +103,17 @@ def in_compiler() -> bool:
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is just numbers on the CPU, of which nothing is recorded: what left torch would go unseen."""
+    # The compiler first: it follows nothing else of this.
+    return not in_compiler() and type(tensor) is Tensor and tensor.is_cpu and not is_in_torch_dispatch_mode()
+
+
 def inverse_of(order: Tensor) -> Tensor:
     """(n,) the permutation that undoes another."""
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
-def _state(tensors: list[Tensor]) -> list[Any]:
+def state_of(tensors: list[Tensor]) -> list[Any]:
     """Changes whenever tensors change or move, but for changes in place of inference tensors, which have no version."""
     return [(t.data_ptr(), -1 if t.is_inference() else t._version, t.device) for t in tensors]

@@ -117,7 +117,8 @@ def test_coded_ties_survive_copies_and_what_is_unfrozen_trains(name: str, how: s
     # What was trained is what is saved, in as many bytes.
     model.eval().save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    assert torch.allclose(logits(loaded, name), logits(model, name), rtol=0, atol=1e-6)
+    # What is frozen is read by compiled loops, which take sums in another order.
+    assert torch.allclose(logits(loaded, name), logits(model, name), rtol=0, atol=1e-5)
     assert not torch.allclose(logits(model, name), out, atol=1e-4)
     assert loaded.get_input_embeddings().shape == embedding.shape
 

@@ -254,7 +254,8 @@ def test_padding_gives_no_gradient(auto: CodedMatrix) -> None:
     for parameter, gradient in zip(embedding.parameters(), with_padding, strict=True):
         assert gradient.any()
         assert torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
-    assert torch.equal(embedding(torch.tensor([9])), embedding_of(auto)(torch.tensor([9])))
+    # What is frozen is read by a compiled loop.
+    assert torch.allclose(embedding(torch.tensor([9])), embedding_of(auto)(torch.tensor([9])), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -374,7 +375,8 @@ def test_what_is_saved_is_what_forward_used(matrix: CodedMatrix) -> None:
     embedding.freeze()
     assert not list(embedding.parameters())
     assert torch.equal(embedding.dense_weight(), table)
-    assert torch.equal(head(hidden), logits)
+    # What is frozen is read by a compiled loop.
+    assert torch.allclose(head(hidden), logits, rtol=1e-5, atol=1e-5)
 
 
 def test_loading_into_a_table_that_is_trained_refreshes_what_is_trained(auto: CodedMatrix) -> None:
