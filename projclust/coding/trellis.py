@@ -66,12 +66,17 @@ def steps_of(kinds: Sequence[int]) -> list[tuple[int, int, int]]:
 
 @cache
 def has_kernels() -> bool:
-    """Whether compiled loops are at hand; what they do is done by torch where they are not."""
+    """Whether compiled loops are at hand; what they do is done by torch where they are not.
+
+    NUMBA_DISABLE_JIT=1 does without, as where a program starts once in a fresh place and will not wait for a compiler.
+    """
     try:
+        import numba
+
         import projclust.coding.kernels  # noqa: F401
     except ImportError:
         return False
-    return True
+    return not numba.config.DISABLE_JIT
 
 
 def _search_in_threads(coordinates: Tensor, steps: list[_Step]) -> Tensor:

@@ -1,6 +1,8 @@
 """Viterbi search against every string of bits there is."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -99,6 +101,16 @@ def test_compiled_loops_and_torch_find_the_same_paths(kinds: list[int], monkeypa
     compiled = search(rows, kinds, importance)
     monkeypatch.setattr(trellis, "has_kernels", lambda: False)
     assert torch.equal(search(rows, kinds, importance), compiled)
+
+
+@pytest.mark.parametrize(
+    "without", ["import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "import sys; sys.modules['numba'] = None"]
+)
+def test_without_compiled_loops_torch_does_it(without: str) -> None:
+    code = f"{without}\nimport torch\nfrom projclust.coding import trellis\nassert not trellis.has_kernels()\n"
+    code += "print(trellis.search(torch.ones(1, 4), [3] * 4, torch.ones(4)).tolist())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(search(torch.ones(1, 4), [3] * 4, torch.ones(4)).tolist())
 
 
 @pytest.fixture
