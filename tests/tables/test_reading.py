@@ -146,7 +146,18 @@ def test_a_head_reads_what_torch_reads(
     assert_close(head(strided), by_torch(lambda: head(strided)))
 
 
-@pytest.mark.parametrize("kinds", [[1] * 9 + [2] * 5 + [3] * 4, [9, 10, 11, 12], [8, 8], [7] * 3 + [8], [6, 6, 9], [1]])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [3] * 21 + [4] * 11 + [5] * 9,
+        [1] * 9 + [2] * 5 + [3] * 4,
+        [9, 10, 11, 12],
+        [8, 8],
+        [7] * 3 + [8],
+        [6, 6, 9],
+        [1],
+    ],
+)
 def test_all_kinds_of_codes(
     kinds: list[int], by_torch: Callable[[Callable[[], Tensor]], Tensor], matrices: dict[str, CodedMatrix]
 ) -> None:
@@ -154,15 +165,17 @@ def test_all_kinds_of_codes(
     from projclust.coding.packing import pack_nibbles
     from projclust.shapes import CodedShape
 
-    n, (layout,) = 2100, class_layouts(torch.tensor([kinds]))
-    rank = len(kinds)
-    sizes = {"rank": rank, "decoders": 1, "decoder_bits": 8, "coded": rank, "code_bytes": n * layout.row_bytes}
-    shape = CodedShape(n, D, 1, affine=False, **sizes)
+    # One class ends with the bits that the next one begins with.
+    rank, n, of_each = len(kinds), 4200, torch.tensor([kinds[:1] + [NONE] * (len(kinds) - 1), kinds])
+    classes = torch.arange(n) % 2
+    code_bytes = sum(n // 2 * layout.row_bytes for layout in class_layouts(of_each))
+    sizes = {"rank": rank, "decoders": 1, "decoder_bits": 8, "coded": rank + 1, "code_bytes": code_bytes}
+    shape = CodedShape(n, D, 2, affine=False, **sizes)
     generator = torch.Generator().manual_seed(1)
     stored = {
         name: torch.randint(0, 256, size, generator=generator).to(torch.uint8) for name, size in shape.stored.items()
     }
-    stored["kinds"] = pack_nibbles(torch.tensor([kinds]))
+    stored |= {"kinds": pack_nibbles(of_each), "classes": pack_nibbles(classes)}
     for name in ("gains", "decoder_scales"):
         dtype = torch.bfloat16 if name == "gains" else torch.float16
         stored[name] = torch.ones(*shape.stored[name][:-1], 1, dtype=dtype).view(torch.uint8)
@@ -293,6 +306,7 @@ def test_a_copy_reads_its_own_bytes(matrices: dict[str, CodedMatrix], twin_of: C
     ids, hidden = ids_of(N, 5), gaussian(2, D)
     before = embedding(ids), pair[1](hidden)
     twin = twin_of(pair)
+    assert twin[0]._known_reading is None  # nor does a saved model hold bytes twice
     twin[0].weight.zero_()
     assert not torch.equal(twin[0](ids), before[0])
     assert not torch.equal(twin[1](hidden), before[1])
