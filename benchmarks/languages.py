@@ -176,35 +176,30 @@ def print_score(score: Score, dense: Score) -> None:
 def plot(scores: list[Score], path: Path) -> None:
     """What is lost on average, by the size of the table."""
     dense, *others = scores
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     for axis, what, title in zip(axes, ("stsb", "tatoeba"), ("STS-B", "Tatoeba"), strict=True):
         whole = mean(getattr(dense, what).values())
-        ours = [score for score in others if score.recipe.startswith("bits=")]
-        axis.plot(
-            [score.bytes / 1e6 for score in ours],
-            [mean(getattr(score, what).values()) - whole for score in ours],
-            marker="o",
-            color=BLUE,
-            label="projclust --bits",
-        )
-        rest = [score for score in others if not score.recipe.startswith("bits=")]
-        for score, marker in zip(rest, "sD^vP*Xh<>", strict=False):
-            lost = mean(getattr(score, what).values()) - whole
-            axis.plot(score.bytes / 1e6, lost, marker, color=GREY, label=score.recipe)
+        points = {score.recipe: (score.bytes / 1e6, mean(getattr(score, what).values()) - whole) for score in others}
+        line = [point for recipe, point in points.items() if recipe.startswith("bits=") and ":" not in recipe]
+        axis.plot(*zip(*line, strict=True), marker="o", color=BLUE, label="projclust --bits")
+        rest = {recipe: point for recipe, point in points.items() if point not in line}
+        for (recipe, point), marker in zip(rest.items(), "sD^vP*Xh<>", strict=False):
+            axis.plot(*point, marker, color=BLUE if "weights" in recipe else GREY, label=recipe)
         axis.axhline(0, color="black", linestyle="--", linewidth=1)
-        axis.set(
-            xscale="log", xlabel="MB of the table", title=f"{title}: points lost, mean of {len(getattr(dense, what))}"
-        )
+        axis.set(xscale="log", xlabel="MB of the table")
+        axis.set_title(f"{title}: points lost, mean of {len(getattr(dense, what))} languages")
+        axis.set_xticks(ticks := [6, 12, 24, 48], list(map(str, ticks)))
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="The folder of a multilingual sentence encoder.")
-    parser.add_argument("--data", type=Path, required=True, help="The folder of the sentences.")
+    parser.add_argument("--model", type=Path, help="The folder of a multilingual sentence encoder.")
+    parser.add_argument("--data", type=Path, default=Path("multilingual"), help="The folder of the sentences.")
     parser.add_argument("--bits", default="0.5,0.75,1,1.5,2", help="Stored bits for each weight.")
     parser.add_argument("--weights", action="append", default=[], help="Other row weights to try at the first size.")
     parser.add_argument(
@@ -213,7 +208,11 @@ def main() -> None:
     parser.add_argument("--bfloat16", action="store_true", help="Let the body compute in bfloat16.")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write the scores by language.")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="Draw what is lost by size.")
+    parser.add_argument("--draw", type=Path, default=None, metavar="FILE", help="Only draw what --json wrote earlier.")
     arguments = parser.parse_args()
+    if arguments.draw is not None:
+        plot([Score(**own) for own in json.loads(arguments.draw.read_text(encoding="utf-8"))], arguments.plot)
+        return
     if not arguments.data.is_dir():
         sys.exit(f"skipped: there is no folder {arguments.data}")
     logging.disable_progress_bar()
