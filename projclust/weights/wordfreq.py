@@ -168,7 +168,8 @@ def _numbers(word: str, frequency: float) -> list[tuple[str, float]]:
             letters[place] = str(digit)
         numbers.append("".join(letters))
     shares = [_odds(number) for number in numbers]
-    return [(number, share / sum(shares)) for number, share in zip(numbers, shares, strict=True)]
+    total = sum(shares)
+    return [(number, share / total) for number, share in zip(numbers, shares, strict=True)]
 
 
 def _odds(number: str) -> float:
