@@ -30,7 +30,7 @@ rows = encode(data.train, tokenizer, 32)
 def compressed():
     torch.manual_seed(0)
     model = load_classifier(folder, data.task.labels).model
-    return unfreeze(compress_model(model, bits=8, metric="none")) if coded else compress_model(model, k=3, j=5, restarts=1)
+    return unfreeze(compress_model(model, bits=8, metric="none", weights="wordfreq")) if coded else compress_model(model, k=3, j=5, restarts=1)
 model = compressed()
 before = logits(model, tokenizer, rows, accelerator)
 scores = score(data.task, model, tokenizer, {"": rows}, accelerator)
