@@ -7,10 +7,10 @@ line, as `tatoeba/tatoeba.LANG-eng.LANG` and `.eng` (of LASER's Tatoeba test set
 Prints for the dense model and every recipe the size of the table, the mean over languages of Spearman's rank
 correlation (x 100) on STS-B and of the accuracy (x 100) of finding a sentence's translation among all, both ways,
 each with what is lost to the dense model, the mean cosine to its vectors, and the languages that lose most. Recipes
-are ours at each of the sizes, with the default row weights and with those of `--weights`; int4 and product
-quantization at equal bytes; and the practical rival: the table in int8, cut down to the pieces that English and
-Portuguese use, as is its tokenizer. Sentences get the prefix "query: ", as E5 models want them. The body computes in
-bfloat16 where `--bfloat16` is given, the dense model's too.
+are ours at each of the sizes, with the default row weights and with those of `--weights`; product quantization at the
+bytes of the first size; int4 and int2; and the practical rival: the table in int8, cut down to the pieces that
+English and Portuguese use, as is its tokenizer. Sentences get the prefix "query: ", as E5 models want them. The body
+computes in bfloat16 where `--bfloat16` is given, the dense model's too.
 """
 
 import argparse

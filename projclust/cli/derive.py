@@ -42,8 +42,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 def _heed_neighbours() -> None:
     """Tell torch, before it is imported, to use the cores that this process may use, and to wait for them asleep.
 
-    It counts all cores of the machine, whatever a container's quota. And its idle threads spin while they wait for each
-    other, which beside other busy processes takes up to 100 times as long (benchmarks/bench_trellis.py).
+    It counts all cores of the machine, whatever a container's quota. And its threads spin while they wait for each
+    other, which beside other busy processes takes several times as long as to sleep (benchmarks/bench_trellis.py).
     """
     from joblib import cpu_count  # of what the quota leaves
 

@@ -3,8 +3,8 @@
 After G. D. Forney, "The Viterbi algorithm", 1973: for each state the cheapest path that ends there is carried along;
 which of its predecessors each came from is remembered, and the cheapest last state is followed back.
 
-On a CPU threads share the rows in loops that numba compiled: six small operations of torch for each step, between which
-its threads wait for each other, take 2 to 5 times as long, and 10 to 30 times beside another busy process
+On a CPU threads share the rows in loops that numba compiled. Six small operations of torch for each step, between which
+its threads wait for each other, take ten times as long, and forty times beside busy processes
 (benchmarks/bench_trellis.py).
 """
 

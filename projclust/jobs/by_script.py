@@ -1,26 +1,28 @@
 """What is lost of the tokens of each script, so that nobody finds out in production."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from projclust.checkpoints.load import load_tokenizer
 from projclust.errors import ProjclustError
 from projclust.results.reports import ScriptErrors
 from projclust.weights.scripts import scripts_of_rows
 
 
 def errors_by_script(
-    folder: Path, weights: Tensor | None, n_rows: int, error_of: Callable[[Tensor], float]
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    weights: Tensor | None,
+    n_rows: int,
+    error_of: Callable[[Tensor], float],
 ) -> dict[str, ScriptErrors] | None:
-    """Return what is lost by script, those that weigh most first; None where the folder has no tokenizer that tells.
+    """Return what is lost by script, those that weigh most first; None where there is no tokenizer that tells.
 
     `error_of` is called with the numbers of a script's rows, (N,), and gives their weighted relative error.
     """
     try:
-        numbers, names = scripts_of_rows(load_tokenizer(folder), n_rows)
+        numbers, names = scripts_of_rows(tokenizer(), n_rows)
     except ProjclustError:
         return None
     weights = torch.ones(n_rows, dtype=torch.float64) if weights is None else weights

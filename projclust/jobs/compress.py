@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -66,7 +67,8 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     recipe = options.recipe.settled(dense.shape)
-    weights = choose_weights(options.recipe, lambda: load_tokenizer(dense.folder), len(table), hooks.stage, hooks.warn)
+    tokenizer = cache(lambda: load_tokenizer(dense.folder))
+    weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn)
     report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
         return report
@@ -84,7 +86,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
     by_script = errors_by_script(
-        dense.folder, weights.values, len(table), lambda rows: compression.row_errors.relative(weights.values, rows)
+        tokenizer, weights.values, len(table), lambda rows: compression.row_errors.relative(weights.values, rows)
     )
     svd_of_size = _same_size_svd(compression, svd_errors, table, weights.values)
     report = replace(report, same_size_svd=svd_of_size, errors_by_script=by_script)

@@ -5,10 +5,12 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from projclust.checkpoints.folder import new_folder, write_options
 from projclust.checkpoints.load import load_tokenizer
@@ -52,7 +54,8 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     table = input_embedding(model)[1].weight.detach()
     sizes = _sizes(options, shape)
     shared = replace(options.recipe, codes=Codes.AUTO)
-    weights = choose_weights(shared, lambda: load_tokenizer(dense.folder), shape.n, stage=hooks.stage, warn=hooks.warn)
+    tokenizer = cache(lambda: load_tokenizer(dense.folder))
+    weights = choose_weights(shared, tokenizer, shape.n, stage=hooks.stage, warn=hooks.warn)
     # Sensitivity helps the outputs, which only a probe shows, and increases the table's own error.
     by_model = options.sensitivity or (Sensitivity.MODEL if options.probe else Sensitivity.NONE)
     sensitivity = None
@@ -74,7 +77,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     pick = _pick(rows, options, weights, sizes, shape)
     if pick is not None:
         estimate = next(one for one in found if one.name == "auto" and one.bytes == pick.bytes)
-        pick = replace(pick, errors_by_script=_by_script(dense.folder, problem, estimate))
+        pick = replace(pick, errors_by_script=_by_script(tokenizer, problem, estimate))
     report = PlanReport(
         model=options.model,
         n=shape.n,
@@ -103,7 +106,9 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     return report
 
 
-def _by_script(folder: Path, problem: Problem, estimate: Estimate) -> dict[str, ScriptErrors] | None:
+def _by_script(
+    tokenizer: Callable[[], PreTrainedTokenizerBase], problem: Problem, estimate: Estimate
+) -> dict[str, ScriptErrors] | None:
     """Return what is lost by script, measured on a sample of each."""
     rebuild, weights = estimate.rebuild, problem.weights
     if rebuild is None:
@@ -117,7 +122,7 @@ def _by_script(folder: Path, problem: Problem, estimate: Estimate) -> dict[str, 
             return RowErrors.of(rebuild, problem.table, rows).relative()
         return RowErrors.of(rebuild, problem.table, rows).relative(None if weights is None else weights[rows])
 
-    return errors_by_script(folder, weights, problem.shape.n, error_of)
+    return errors_by_script(tokenizer, weights, problem.shape.n, error_of)
 
 
 def _row(estimate: Estimate, shape: DenseShape, cosine: float | None, kl: float | None) -> PlanRow:

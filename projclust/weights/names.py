@@ -14,7 +14,7 @@ GIVEN = "given"
 # the rare, meaningful ones: the error per token of text falls, but the model's outputs get worse. Powers around 0.4
 # keep the sentence vectors of MiniLM nearest to the uncompressed model's (benchmarks/study_codes.py).
 DEFAULT_EXPONENT = 0.4
-# What a tokenizer says of its tokens is flatter than what a dictionary says of them: it is raised to this power.
+# For frequencies that a tokenizer tells; chosen on multilingual-e5-small.
 TOKENIZER_EXPONENT = 0.5
 
 
