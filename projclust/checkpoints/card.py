@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from projclust.errors import CheckpointError
-from projclust.results.reports import CompressReport
+from projclust.results.reports import CompressReport, script_text
 
 CARD_FILE = "README.md"
 
@@ -23,7 +23,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
     auto = report.codes == "auto"  # the paper's rate says little of such codes
     rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report.compression_rate:.2%}")]
     weighted = [("relative squared error, weighted", f"{report.weighted_relative_error:.4f}")]
-    svd = report.same_size_svd
+    svd, by_script = report.same_size_svd, script_text(report.errors_by_script)
     assert svd is not None
     rows = [
         ("table", f"{report.n:,} rows x {report.d} columns"),
@@ -35,6 +35,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         ("stored bits per original weight", f"{report.bits_per_weight:.2f} ({report.codes})"),
         ("relative squared error", f"{report.relative_error:.4f}"),
         *(weighted if report.weights != "uniform" else []),
+        *([] if by_script is None else [("the same by script", by_script)]),
         (f"SVD of equal size ({svd.codes}) would have", f"{svd.weighted_relative_error:.4f}"),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])

@@ -11,11 +11,9 @@ from projclust.results.reports import (
     PlanReport,
     PushReport,
     ScriptErrors,
+    script_text,
 )
 from projclust.results.rows import Row
-
-# Scripts are shown that have such a share of the row weights, and so many of them.
-_SCRIPT_WEIGHT, _MOST_SCRIPTS = 0.002, 8
 
 
 def method_text(result: CompressReport | HowCompressed) -> str:
@@ -70,15 +68,8 @@ def compress_lines(report: CompressReport) -> list[str]:
 
 
 def _script_rows(errors: dict[str, ScriptErrors] | None) -> list[tuple[str, str]]:
-    """What is lost by script, where a table has several that matter; the largest error is always among them."""
-    scripts = {name: own for name, own in (errors or {}).items() if name != "other" and own.weight >= _SCRIPT_WEIGHT}
-    if len(scripts) < 2:
-        return []
-    shown = list(scripts)[:_MOST_SCRIPTS]
-    worst = max(scripts, key=lambda name: scripts[name].weighted_relative_error)
-    shown += [] if worst in shown else [worst]
-    text = ", ".join(f"{name} {scripts[name].weighted_relative_error:.2f}" for name in shown)
-    return [("by script", text + f" and {len(scripts) - len(shown)} more" * (len(scripts) > len(shown)))]
+    text = script_text(errors)
+    return [] if text is None else [("by script", text)]
 
 
 def expand_lines(result: ExpandReport) -> list[str]:

@@ -11,10 +11,6 @@ from projclust.errors import ProjclustError
 from projclust.results.identity import identity_hash as identity_hash
 from projclust.results.rows import Row, parse_row
 
-# Where a cell has a field in another place than results.json: after which field.
-_PLACES = {"bits": "affine", "metric": "bits", "weights": "codes", "data_sha256": "glue"}
-_PLACES |= {"model_bytes_dense": "bytes_dense", "relative_error": "model_bytes_dense"}
-
 
 @dataclass(frozen=True)
 class CellStore:
@@ -36,14 +32,10 @@ class CellStore:
 
     def write(self, row: Row) -> None:
         """Keep a finished cell, so that neither a kill nor a crash of the system leaves half of it."""
-        path, content = self.path(row.task, row.label, row.seed, row.settings_hash), row.as_json()
-        names = list(content)
-        for name, before in _PLACES.items():
-            names.remove(name)
-            names.insert(names.index(before) + 1, name)
+        path = self.path(row.task, row.label, row.seed, row.settings_hash)
         unfinished = path.with_name(f".{path.name}.partial")
         with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({name: content[name] for name in names}, indent=2, allow_nan=False) + "\n")
+            file.write(json.dumps(row.as_json(), indent=2, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

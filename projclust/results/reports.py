@@ -35,6 +35,22 @@ class ScriptErrors:
     weighted_relative_error: float
 
 
+# Scripts are shown that have such a share of the row weights, and so many of them.
+_SCRIPT_WEIGHT, _MOST_SCRIPTS = 0.002, 8
+
+
+def script_text(errors: dict[str, ScriptErrors] | None) -> str | None:
+    """What is lost by script, the largest error always among it; None unless a table has several that matter."""
+    scripts = {name: own for name, own in (errors or {}).items() if name != "other" and own.weight >= _SCRIPT_WEIGHT}
+    if len(scripts) < 2:
+        return None
+    shown = list(scripts)[:_MOST_SCRIPTS]
+    worst = max(scripts, key=lambda name: scripts[name].weighted_relative_error)
+    shown += [] if worst in shown else [worst]
+    text = ", ".join(f"{name} {scripts[name].weighted_relative_error:.2f}" for name in shown)
+    return text + f" and {len(scripts) - len(shown)} more" * (len(scripts) > len(shown))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompressReport(Report):
     """What `projclust compress` did; what only a fit can tell is None before it.

@@ -45,7 +45,9 @@ def test_compress_tells_what_it_lost_of_each_script(cli: Cli, two_scripts: Path,
     lost = (read - exact)[rows].square().sum() / exact[rows].square().sum()
     assert found["Cyrillic"]["weighted_relative_error"] == pytest.approx(float(lost), rel=1e-3)
     assert found["Cyrillic"]["weighted_relative_error"] > found["Latin"]["weighted_relative_error"]
-    assert f"Cyrillic {float(lost):.2f}" in next(line for line in outcome.out.split("\n") if "by script" in line)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for told in (outcome.out, card):
+        assert f"Cyrillic {float(lost):.2f}" in next(line for line in told.split("\n") if "by script" in line)
 
 
 def test_plan_tells_what_its_pick_would_lose_of_each_script(cli: Cli, two_scripts: Path, tmp_path: Path) -> None:
