@@ -15,6 +15,7 @@ from transformers.quantizers import AutoHfQuantizer
 from projclust.clustering.inputs import as_weights
 from projclust.errors import OptionError, ProjclustError
 from projclust.hf.config import ProjClustConfig
+from projclust.hf.generation import own_text_of
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding, swap_embedding
 from projclust.options import Sensitivity
@@ -146,7 +147,13 @@ def weights_of(
             )
         return load_tokenizer(Path(model.name_or_path))
 
-    return choose_weights(recipe, own_tokenizer, n, warn=lambda text: warnings.warn(text, stacklevel=4))
+    return choose_weights(
+        recipe,
+        own_tokenizer,
+        n,
+        warn=lambda text: warnings.warn(text, stacklevel=4),
+        own_text=own_text_of(model, recipe.seed),
+    )
 
 
 def compress_embedding(
@@ -171,7 +178,7 @@ def compress_embedding(
     problem = Problem.of(table, weights.values, **vars(run))
     recipe = recipe.settled(problem.shape)
     if recipe.is_auto and recipe.sensitivity == Sensitivity.MODEL:
-        sensitivity = model_sensitivity(model, weights.draws, recipe.seed)
+        sensitivity = model_sensitivity(model, weights.draws, recipe.seed, weights.own_text)
         problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
     fitted = recipe.fit_to(problem)
     assert fitted.shape is not None

@@ -1,12 +1,14 @@
-"""How near a model with a rebuilt table comes to itself, on random sequences of its own tokens; no data is needed."""
+"""How near a model with a rebuilt table comes to itself, on text of its own or random tokens; no data is needed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from projclust.errors import ProjclustError
+from projclust.hf.generation import own_text_of
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
 from projclust.recipes.problem import Estimate
@@ -28,7 +30,8 @@ def probe(
 ) -> list[tuple[float | None, float | None]]:
     """How near the outputs of the model with each rebuilt table are to its own; it comes out unchanged.
 
-    Tokens stand in the random sequences as often as `frequencies` (n,) say, by default all alike.
+    A generative model reads text that it made up, other than what its rows are weighed by. For others tokens stand in
+    random sequences as often as `frequencies` (n,) say, by default all alike.
 
     Returns:
         for each table the mean over sequences of the cosine between the last hidden states' means over tokens; and the
@@ -37,14 +40,12 @@ def probe(
     """
     embedding = input_embedding(model)[1]
     n, device = len(embedding.weight), embedding.weight.device
-    shape = (_SEQUENCES, sequence_length(model, _LENGTH))
-    draws = token_frequencies(model, frequencies, n)
-    ids = draw_sequences(model, draws, shape, torch.Generator().manual_seed(seed)).to(device)
+    stage("probing the dense model")
+    ids = _sequences(model, frequencies, n, seed).to(device)
     head = model.get_output_embeddings() if model.can_generate() else None
     tied = head is not None and head.weight is embedding.weight
     # No other rows matter where only the input reads the table.
     read = torch.arange(n, device=device) if tied else ids.unique()
-    stage("probing the dense model")
     sentences, distributions = _outputs(model, ids, head if tied else None)
     found: list[tuple[float | None, float | None]] = []
     for table in tables:
@@ -61,6 +62,16 @@ def probe(
                 divergence = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0))
         found.append((cosine, divergence))
     return found
+
+
+def _sequences(model: PreTrainedModel, frequencies: Tensor | None, n: int, seed: int) -> Tensor:
+    """(sequences, length) token ids."""
+    shape = (_SEQUENCES, sequence_length(model, _LENGTH))
+    if (own := own_text_of(model, seed + 1, shape)) is not None:
+        with suppress(ProjclustError):
+            return own().sequences
+    draws = token_frequencies(model, frequencies, n)
+    return draw_sequences(model, draws, shape, torch.Generator().manual_seed(seed))
 
 
 def _outputs(model: PreTrainedModel, ids: Tensor, head: nn.Module | None) -> tuple[Tensor, list[Tensor]]:

@@ -13,32 +13,35 @@ from transformers import PreTrainedModel
 from projclust.errors import OptionError
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
+from projclust.weights.own_text import OwnText
 
 # On MiniLM (30522 x 384) 128 to 1024 sequences do equally well, and 32 do harm: worse than no sensitivity at all.
 _SEQUENCES, _LENGTH, _BATCH = 256, 32, 8
 # 1/2 would be right for errors so small that the model answers linearly. What a few bits leave is not small for an
 # encoder: mean cosines of MiniLM's sentence vectors at 1 and at 0.5 bits a weight are .977 and .930 without
 # sensitivity, .979 and .937 with 1/8, .980 and .934 to .936 with 1/4, .978 and .918 with 1/2. Logits of a tied output
-# layer are linear in a row's error, and there 1/2 is best: see benchmarks/probe_causal.py.
-_EXPONENT, _EXPONENT_WITH_LOGITS = 1 / 4, 1 / 2
+# layer are linear in a row's error, and there a little more is best: see benchmarks/probe_causal.py.
+_EXPONENT, _EXPONENT_WITH_LOGITS = 1 / 4, 0.3
 # No direction is free. 0.01 to 0.1 make no difference that stands out of the noise of other seeds, 0.001 of a cosine.
 _RIDGE = 0.03
 
 _FAILED = "what the model notices cannot be measured: {}; `sensitivity` none does without it"
 
 
-def model_sensitivity(model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0) -> Tensor:
+def model_sensitivity(
+    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0, own_text: OwnText | None = None
+) -> Tensor:
     """How much the errors of rows count for `fit_coded`: an error e counts as |e M|^2.
 
-    `frequencies` (n,) say, on any scale, how often each row is looked up; by default all alike. M is (d, d), float64 on
-    the CPU, symmetric and positive definite; M^4, or where logits count M^2, has trace 1.03 d. The model comes out
-    unchanged.
+    `frequencies` (n,) say, on any scale, how often each row is looked up; by default all alike. Where there is text of
+    the model's own, that is what it reads. M is (d, d), float64 on the CPU, symmetric and positive definite; M^4, or
+    where logits count M^(1/0.3), has trace 1.03 d. The model comes out unchanged.
 
     Raises:
         ProjclustError: the model has no embedding that can be compressed, it takes more than tokens, or its gradients
             are zero or not finite.
     """
-    gradients, states = sensitivities(model, frequencies, seed)
+    gradients, states = sensitivities(model, frequencies, seed, own_text)
     if states is None:
         return ridged_power(gradients, _EXPONENT)
     return ridged_power((gradients + states) / 2, _EXPONENT_WITH_LOGITS)
@@ -51,13 +54,13 @@ def ridged_power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 def sensitivities(
-    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0
+    model: PreTrainedModel, frequencies: Tensor | None = None, seed: int = 0, own_text: OwnText | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """How strongly a model answers to small errors of the embedding's rows, direction by direction.
 
     For errors e with mean product C, the mean squared change of what the model says is about trace(C @ sensitivity), up
-    to scale. Half of the sequences are drawn from the frequencies, so that they resemble text, and half from their
-    square root, so that rare rows are heard too.
+    to scale. The model reads its own text. Without one, half of the sequences are drawn from the frequencies, so that
+    they resemble text, and half from their square root, so that rare rows are heard too.
 
     Returns:
         two matrices (d, d), float64 on the CPU, each of trace d:
@@ -71,19 +74,19 @@ def sensitivities(
         model = deepcopy(model).float()
         table = input_embedding(model)[1].weight
     n, d = table.shape
-    common = token_frequencies(model, frequencies, n)
-    draws = [common, common.sqrt()]
     generator = torch.Generator().manual_seed(seed)
-    shape = (_BATCH, sequence_length(model, _LENGTH))
+    if own_text is None:
+        batches = _random_batches(model, token_frequencies(model, frequencies, n), generator)
+    else:
+        batches = iter(own_text.sequences.split(_BATCH))
     gradients = torch.zeros(d, d, dtype=torch.float64)
     states = torch.zeros_like(gradients)
     head = model.get_output_embeddings() if model.can_generate() else None
     tied = head is not None and head.weight is table
-    with _measuring(model), ExitStack() as stack:
+    with measuring(model), ExitStack() as stack:
         looked_up = stack.enter_context(_lookups(model, table))
         given = None if head is None else stack.enter_context(_without_logits(head, n))
-        for number in range(_SEQUENCES // _BATCH):
-            ids = draw_sequences(model, draws[number % 2], shape, generator)
+        for ids in batches:
             try:
                 hidden = _last_hidden(model, ids.to(table.device), given)
                 direction = torch.randn(hidden.shape, generator=generator).to(hidden)
@@ -95,6 +98,12 @@ def sensitivities(
                 states += _second_moment(hidden.detach())
             looked_up.clear()
     return _of_trace_d(gradients), _of_trace_d(states) if tied else None
+
+
+def _random_batches(model: PreTrainedModel, common: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    shape = (_BATCH, sequence_length(model, _LENGTH))
+    for number in range(_SEQUENCES // _BATCH):
+        yield draw_sequences(model, (common, common.sqrt())[number % 2], shape, generator)
 
 
 def _second_moment(vectors: Tensor) -> Tensor:
@@ -120,7 +129,7 @@ def _last_hidden(model: PreTrainedModel, ids: Tensor, given: list[Tensor] | None
 
 
 @contextmanager
-def _measuring(model: PreTrainedModel) -> Iterator[None]:
+def measuring(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode and no gradients of parameters inside; as before afterwards."""
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

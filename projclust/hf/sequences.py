@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 def token_frequencies(model: PreTrainedModel, frequencies: Tensor | None, n: int) -> Tensor:
     """(n,) float32 on the CPU: the frequencies, or ones, but 0 for the padding."""
     allowed = torch.ones(n)
-    padding = _token(model, ["pad"], n)
+    padding = special_token(model, ["pad"], n)
     if padding is not None and n > 1:
         allowed[padding] = 0  # some models count positions from the paddings they see
     frequencies = allowed if frequencies is None else frequencies.detach().float().cpu() * allowed
@@ -30,7 +30,7 @@ def draw_sequences(
     count, length = shape
     ids = torch.multinomial(frequencies, count * length, True, generator=generator).view(shape)
     for column, names in ((0, ["cls", "bos"]), (-1, ["sep", "eos"])):
-        token = _token(model, names, len(frequencies))
+        token = special_token(model, names, len(frequencies))
         if token is not None and length > 2:
             ids[:, column] = token
     return ids
@@ -44,7 +44,7 @@ def model_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return inputs
 
 
-def _token(model: PreTrainedModel, names: list[str], n: int) -> int | None:
+def special_token(model: PreTrainedModel, names: list[str], n: int) -> int | None:
     """The first special token of these names that the config knows and the table has."""
     config = model.config.get_text_config()
     for name in names:

@@ -21,6 +21,7 @@ from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
 from projclust.errors import ProjclustError
 from projclust.hf.compression import Compression, Run, compress_embedding
+from projclust.hf.generation import own_text_of
 from projclust.hf.swap import dense_parts
 from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
@@ -68,7 +69,8 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     recipe = options.recipe.settled(dense.shape)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
-    weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn)
+    own_text = own_text_of(dense.loaded.model, recipe.seed)
+    weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn, own_text)
     report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
         return report

@@ -17,6 +17,7 @@ from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.coding.predict import check_budget, least_bytes
 from projclust.errors import ProjclustError
+from projclust.hf.generation import own_text_of
 from projclust.hf.probe import probe
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
@@ -34,7 +35,7 @@ from projclust.weights.row_weights import RowWeights
 
 PLAN_FILE, PLOT_FILE = "projclust_plan.json", "projclust_plan.png"
 # What a pick must keep where no size was asked for.
-GOOD_COSINE, GOOD_ERROR = 0.95, 0.25
+GOOD_COSINE, GOOD_KL, GOOD_ERROR = 0.95, 0.1, 0.25
 # The paper takes 40% of the parameters off, which is shown for comparison.
 _PAPER_RATIO = 0.4
 # So many rows of each script are coded to see what is lost.
@@ -55,13 +56,13 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     sizes = _sizes(options, shape)
     shared = replace(options.recipe, codes=Codes.AUTO)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
-    weights = choose_weights(shared, tokenizer, shape.n, stage=hooks.stage, warn=hooks.warn)
+    weights = choose_weights(shared, tokenizer, shape.n, hooks.stage, hooks.warn, own_text_of(model, options.seed))
     # Sensitivity helps the outputs, which only a probe shows, and increases the table's own error.
     by_model = options.sensitivity or (Sensitivity.MODEL if options.probe else Sensitivity.NONE)
     sensitivity = None
     if by_model == Sensitivity.MODEL:
         hooks.stage("measuring which errors the model notices")
-        sensitivity = model_sensitivity(model, weights.draws, options.seed)
+        sensitivity = model_sensitivity(model, weights.draws, options.seed, weights.own_text)
     notes: list[str] = []
     problem = Problem.of(table.clone(), weights.values, sensitivity=sensitivity)
     found = list(_estimates(options, problem, sizes, hooks.stage, notes))
@@ -220,6 +221,9 @@ def _pick(
         if options.probe:
             what = f"cosine of at least {GOOD_COSINE:g}"
             good = [row for row in ours if row.cosine is not None and row.cosine >= GOOD_COSINE]
+            if any(row.kl is not None for row in ours):  # what the model says next
+                what = f"KL divergence of at most {GOOD_KL:g}"
+                good = [row for row in ours if row.kl is not None and row.kl <= GOOD_KL]
         else:
             what = f"weighted error of at most {GOOD_ERROR:g}"
             good = [row for row in ours if row.weighted_relative_error <= GOOD_ERROR]

@@ -80,13 +80,14 @@ class Recipe(FitOptions):
     size: str | None = option(None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES")
     weights: str | None = option(
         None,
-        "How much each row counts in the fit: tokenizer[:LANG,...] (how often its tokenizer expects each token), "
-        "wordfreq[:LANG,...] (by dictionaries), counts:FILE, text:FILE, uniform, or auto, which takes what suits the "
-        "languages of the vocabulary (uniform; with codes auto, auto).",
+        "How much each row counts in the fit: model (how often a generative model says each token), "
+        "tokenizer[:LANG,...] (how often its tokenizer expects each token), wordfreq[:LANG,...] (by dictionaries), "
+        "counts:FILE, text:FILE, uniform, or auto, which takes what suits the model: its own text where it generates, "
+        "else the languages of the vocabulary (uniform; with codes auto, auto).",
     )
     weights_exponent: float | None = option(
         None,
-        "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, with counts 1).",
+        "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, model 0.6, counts 1).",
         above=0,
     )
     codes: Codes | None = option(

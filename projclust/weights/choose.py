@@ -10,6 +10,7 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.recipes.recipe import Recipe
 from projclust.weights import names
 from projclust.weights.languages import known_languages
+from projclust.weights.own_text import OwnText
 from projclust.weights.row_weights import RowWeights
 
 # So many languages are named where a vocabulary knows more.
@@ -22,10 +23,12 @@ def choose_weights(
     n_rows: int,
     stage: Callable[[str], None] = lambda text: None,
     warn: Callable[[str], None] = lambda text: None,
+    own_text: Callable[[], OwnText] | None = None,
 ) -> RowWeights:
     """The row weights that a recipe names, or its default ones; uniform ones where the default ones cannot be made.
 
-    The tokenizer is called where it is needed; `stage` is told what begins, and `warn` what the user should know.
+    The tokenizer and the model's own text, None where it writes none, are called where they are needed; `stage` is told
+    what begins, and `warn` what the user should know.
     """
     name, tokenizer = recipe.weights or recipe.default_weights, cache(tokenizer)
     if name == names.UNIFORM and recipe.weights_exponent is not None:
@@ -33,11 +36,15 @@ def choose_weights(
     chosen = None
     try:
         if name == names.AUTO:
-            name, reason = _by_languages(known_languages(tokenizer()))
+            if own_text is not None:
+                name, reason = names.MODEL, "it generates text"
+            else:
+                name, reason = _by_languages(known_languages(tokenizer()))
             chosen = f"{name}: {reason}"
         if name != names.UNIFORM:
             stage(f"weighing rows by {chosen or name}")
-        return replace(RowWeights.read(name, recipe.weights_exponent, tokenizer, n_rows), chosen=chosen)
+        found = RowWeights.read(name, recipe.weights_exponent, tokenizer, n_rows, own_text)
+        return replace(found, chosen=chosen)
     except ProjclustError as error:
         if recipe.weights not in (None, names.AUTO) or recipe.weights_exponent is not None:
             raise

@@ -4,8 +4,8 @@ import math
 
 from projclust.errors import OptionError, ProjclustError
 
-UNIFORM, TOKENIZER, WORDFREQ, COUNTS, TEXT = "uniform", "tokenizer", "wordfreq", "counts", "text"
-# What the tokenizer says of the model's languages decides between the others.
+UNIFORM, MODEL, TOKENIZER, WORDFREQ, COUNTS, TEXT = "uniform", "model", "tokenizer", "wordfreq", "counts", "text"
+# The kind of model and the languages that its tokenizer knows decide between the others.
 AUTO = "auto"
 # Numbers that a caller gave; no name can be read back into them.
 GIVEN = "given"
@@ -16,16 +16,19 @@ GIVEN = "given"
 DEFAULT_EXPONENT = 0.4
 # For frequencies that a tokenizer tells; chosen on multilingual-e5-small.
 TOKENIZER_EXPONENT = 0.5
+# For those that a generative model tells; chosen on Gemma 3 270M.
+MODEL_EXPONENT = 0.6
 
 
 def check_weights_name(name: str) -> None:
     """Refuse a name that stands for no row weights, with an `OptionError`."""
     source, _, detail = name.partition(":")
-    if name not in (AUTO, UNIFORM, TOKENIZER, WORDFREQ) and not (
+    if name not in (AUTO, UNIFORM, MODEL, TOKENIZER, WORDFREQ) and not (
         source in (TOKENIZER, WORDFREQ, COUNTS, TEXT) and detail
     ):
         raise OptionError(
-            "`weights` must be auto, tokenizer[:LANG,...], wordfreq[:LANG,...], counts:FILE, text:SOURCE or uniform"
+            "`weights` must be auto, model, tokenizer[:LANG,...], wordfreq[:LANG,...], "
+            "counts:FILE, text:SOURCE or uniform"
         )
 
 

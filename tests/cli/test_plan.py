@@ -121,6 +121,18 @@ def test_generative_models_are_probed_and_come_out_unchanged(cli: Cli, tmp_path:
         assert other_kl > 1e-3
 
 
+def test_a_causal_model_is_picked_by_what_it_says_next(cli: Cli, tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
+    result = plan(cli, tmp_path / "gpt2", "--bits", "8,6,4", "--probe")
+    assert result["weights"] == "model"
+    assert result["weights_chosen"] == "model: it generates text"
+    pick = result["pick"]
+    assert pick["rule"] == "the smallest with a KL divergence of at most 0.1"
+    divergence = {row["bytes"]: row["kl"] for row in rows_of(result, "auto")}
+    assert pick["bytes"] == min(size for size, kl in divergence.items() if kl <= 0.1)
+    assert "--weights" not in pick["command"]
+
+
 def test_picks_and_the_human_table(cli: Cli, tiny_folder: Path) -> None:
     def pick(*arguments: object) -> Any:
         return plan(cli, tiny_folder, "--weights", "uniform", *arguments)["pick"]

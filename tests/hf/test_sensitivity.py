@@ -14,6 +14,7 @@ from projclust.errors import ProjclustError
 from projclust.hf import sensitivity
 from projclust.hf.sensitivity import model_sensitivity, ridged_power, sensitivities
 from projclust.hf.sequences import draw_sequences
+from projclust.weights.own_text import OwnText
 
 RIDGE = 0.03
 TIED_GENERATIVE = {*CAUSAL, *ENCODER_DECODERS} - {"llama-untied"}
@@ -70,7 +71,7 @@ def test_every_class_has_a_sensitivity(name: str) -> None:
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, found.T)
     values = torch.linalg.eigvalsh(found)
-    power = 2 if name in TIED_GENERATIVE else 4
+    power = 1 / 0.3 if name in TIED_GENERATIVE else 4
     assert float((values**power).min()) >= 0.99 * RIDGE
     assert float((values**power).mean()) == pytest.approx(1 + RIDGE)
 
@@ -98,7 +99,18 @@ def test_of_a_linear_language_model_the_states_are_the_rows_times_the_matrix() -
     hidden = (model.embedding.weight @ model.matrix).double().detach()
     expected = hidden.T @ hidden
     torch.testing.assert_close(states, expected * 4 / expected.trace(), rtol=0, atol=0.15)
-    torch.testing.assert_close(model_sensitivity(model), ridged_power((gradients + states) / 2, 0.5))
+    torch.testing.assert_close(model_sensitivity(model), ridged_power((gradients + states) / 2, 0.3))
+
+
+def test_where_a_model_has_said_something_that_is_what_it_reads() -> None:
+    model = linear_model(LinearLanguageModel)
+    said = OwnText(torch.tensor([[3, 7, 7], [3, 9, 7]]), torch.full((50,), 1 / 50))
+    _, states = sensitivities(model, own_text=said)
+    assert states is not None
+    assert [ids.tolist() for ids in model.seen] == [said.sequences.tolist()]
+    hidden = (model.embedding.weight[said.sequences.flatten()] @ model.matrix).double().detach()
+    expected = hidden.T @ hidden
+    torch.testing.assert_close(states, expected * 4 / expected.trace(), rtol=1e-6, atol=1e-6)
 
 
 def test_ridged_power_of_a_diagonal() -> None:

@@ -62,7 +62,7 @@ def test_knows(name: str) -> None:
     ["", "zipf", "uniform:1", "auto:de", "tokenizer:", "wordfreq:", "counts", "counts:", "text", "text:", "Text:a"],
 )
 def test_does_not_know(name: str) -> None:
-    message = r"must be auto, tokenizer\[:LANG,...\], wordfreq\[:LANG,...\], counts:FILE, text:SOURCE or uniform"
+    message = r"must be auto, model, tokenizer\[:LANG,...\], wordfreq\[:LANG,...\], counts:FILE, text:SOURCE or uniform"
     with pytest.raises(ProjclustError, match=message):
         check_weights_name(name)
     with pytest.raises(ProjclustError, match=message):
