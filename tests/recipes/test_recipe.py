@@ -106,7 +106,7 @@ def test_the_error_by_hand() -> None:
         ({"affine": 1}, "`affine` must be true or false"),
         ({"tol": -1}, "`tol` must be at least 0"),
         ({"seed": -1}, "`seed` must lie between 0"),
-        ({"weights": "zipf"}, "`weights` must be auto, tokenizer"),
+        ({"weights": "zipf"}, "`weights` must be auto, model, tokenizer"),
         ({"weights_exponent": 0}, "`weights_exponent` must be a number greater than 0"),
         ({"weights": "uniform", "weights_exponent": 0.3}, "drop `weights_exponent`"),
         ({"bits": 1, "k": 3}, "drop `k`"),
