@@ -46,7 +46,7 @@ def export_graph(model: PreTrainedModel, task: Task) -> Exported:
         ProjclustError: torch cannot export it, or it is too large for a file.
     """
     kind = type(model).__name__
-    size = sum(tensor.nbytes for tensor in {id(t): t for t in model.state_dict().values()}.values())
+    size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))  # tied ones once
     if size > _MOST_BYTES:
         raise ProjclustError(f"{kind} has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2: it is too large")
     inputs = draw_inputs(task, model.get_input_embeddings().num_embeddings, (2, 6))

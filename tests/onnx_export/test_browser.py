@@ -66,6 +66,12 @@ def program(*names: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser."""
+    return program("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page with tiny models, and transformers.js from npm."""
     program("node"), program("npm")
@@ -133,8 +139,7 @@ FLAGS = (
 )
 
 
-def test_vectors_in_a_browser_are_those_of_pytorch(site: Path, tmp_path: Path) -> None:
-    chromium = program("chromium", "chromium-browser", "google-chrome")
+def test_vectors_in_a_browser_are_those_of_pytorch(chromium: str, site: Path, tmp_path: Path) -> None:
     expected = {}
     for name, options in MODELS.items():
         model = save_model(options, tmp_path / name)
