@@ -21,6 +21,8 @@ from projclust.tables.table import in_compiler, inverse_of, is_plain
 
 # The positions whose logits are put in vocabulary order at once.
 _BLOCK_POSITIONS = 256
+# The rows of a block of an exported graph, to which each adds some twenty nodes.
+_EXPORTED_ROWS = 8192
 # Up to so many positions one pass over the codes is faster than decoding rows for a product.
 _MOST_READ = 8
 
@@ -99,11 +101,12 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
                 position = inverse_of(rows)
             groups = decoder_of_each(self.shape.classes, self.shape.decoders)
             blocks, first_row, first_byte = [], 0, 0
+            most = _EXPORTED_ROWS if in_onnx_export() else BLOCK_ROWS
             for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
                 own = layout.to(device)
                 inner = own.coded + groups[number] * self.shape.rank
-                for start in range(0, count, BLOCK_ROWS):
-                    first, size = first_byte + start * layout.row_bytes, min(BLOCK_ROWS, count - start)
+                for start in range(0, count, most):
+                    first, size = first_byte + start * layout.row_bytes, min(most, count - start)
                     blocks.append(_Block(number, first_row + start, size, first_byte=first, inner=inner, layout=own))
                 first_row, first_byte = first_row + count, first_byte + count * layout.row_bytes
             values, starts = addresses.windows.values.to(device), addresses.starts
