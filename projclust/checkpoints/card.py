@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from projclust.errors import CheckpointError
-from projclust.results.reports import CompressReport, script_text
+from projclust.onnx_export.needs import Body
+from projclust.results.reports import CompressReport, ExportReport, script_text
 
 CARD_FILE = "README.md"
 
@@ -80,6 +81,58 @@ def expanded_card(model: str, source: Path) -> str:
 
 A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
 dense again, with the compression's approximation in it. It needs no projclust to load.
+"""
+
+
+def exported_card(report: ExportReport, source: Path) -> str:
+    """The card of a folder of ONNX files: what they are, and how Python and JavaScript load them."""
+    rows = "\n".join(f"| `{file.path}` | {file.body} | {file.bytes:,} |" for file in report.files)
+    smallest = report.files[-1]
+    return f"""{_front_matter(source, report.model, library="transformers.js", tags=["onnx"])}
+# {_short_name(report.model)}, as ONNX
+
+Made by `projclust export` of {_linked(report.model)}. The word embedding is as it was there, coded if it was coded: its
+rows are decoded by operations of the graph. Nothing here needs projclust.
+
+| file | weights beside the table | bytes |
+| --- | --- | ---: |
+{rows}
+
+Inputs: {", ".join(report.inputs)}; output: {", ".join(report.outputs)}; any batch and any length; opset {report.opset}.
+
+## Load it
+
+```python
+{_python_lines(report, smallest.path, is_sentence_encoder=(source / "modules.json").is_file())}
+```
+{_javascript_lines(report, smallest.body)}"""
+
+
+def _python_lines(report: ExportReport, path: str, is_sentence_encoder: bool) -> str:
+    if is_sentence_encoder and report.task == "feature-extraction":
+        file = f'model_kwargs={{"file_name": "{path}"}}'
+        return f"""from sentence_transformers import SentenceTransformer  # pip install sentence-transformers[onnx]
+model = SentenceTransformer("path/or/repo", backend="onnx", {file})
+vectors = model.encode(["A sentence."])"""
+    return f"""import onnxruntime, transformers
+session = onnxruntime.InferenceSession("path/{path}")
+tokens = transformers.AutoTokenizer.from_pretrained("path")(["A sentence."], return_tensors="np")
+outputs = session.run(None, {{given.name: tokens[given.name] for given in session.get_inputs()}})"""
+
+
+def _javascript_lines(report: ExportReport, body: str) -> str:
+    if report.task == "text-generation":
+        return """
+The graph reads a whole text and gives the logits of every token. It keeps no keys and values: pipelines that generate
+text, of transformers.js and optimum, need graphs that do.
+"""
+    more = ', { pooling: "mean", normalize: true }' if report.task == "feature-extraction" else ""
+    return f"""
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+const run = await pipeline("{report.task}", "path/or/repo", {{ dtype: "{Body(body).dtype}" }});
+const result = await run("A sentence."{more});
+```
 """
 
 
@@ -198,7 +251,9 @@ there is one seed. Figures after fine-tuning are of copies fine-tuned on the tas
 {_END}"""
 
 
-def _front_matter(source: Path, base_model: str | None = None) -> str:
+def _front_matter(
+    source: Path, base_model: str | None = None, library: str = "transformers", tags: Sequence[str] = ()
+) -> str:
     try:
         inherited = ModelCard.load(source / CARD_FILE).data.to_dict()
     except Exception:  # no card, or YAML of any kind of damage: nothing of ours depends on it
@@ -206,7 +261,7 @@ def _front_matter(source: Path, base_model: str | None = None) -> str:
     fields = {name: inherited[name] for name in _INHERITED if inherited.get(name) is not None}
     if base_model is not None and not Path(base_model).exists():  # a Hub id; a local path would mean nothing there
         fields |= {"base_model": base_model, "base_model_relation": "quantized"}
-    data = ModelCardData(library_name="transformers", tags=["projclust"], **fields)
+    data = ModelCardData(library_name=library, tags=["projclust", *tags], **fields)
     return f"---\n{data.to_yaml()}\n---\n"
 
 

@@ -26,7 +26,9 @@ OPTIONS_FILE = "projclust_options.yaml"
 # Card, report, plot, options and tokenizer: a generous allowance when asking whether the disk has room.
 _SMALL_FILES = 16 * 2**20
 
-_OWN_FILES = re.compile(r"projclust_\w+\.(json|yaml|png)|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_OWN_FILES = re.compile(
+    r"projclust_\w+\.(json|yaml|png)|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|onnx/model\w*\.onnx"
+)
 
 # What a room beside an output folder holds, see `new_folder`.
 _LOCK, _NEW, _OLD = "lock", "new", "old"

@@ -7,16 +7,26 @@ from typing import TYPE_CHECKING, TypeVar
 
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, progress_bar, quoted, warn
-from projclust.cli.views import cell_line, compress_lines, expand_lines, inspect_lines, plan_lines, push_lines
+from projclust.cli.views import (
+    cell_line,
+    compress_lines,
+    expand_lines,
+    export_lines,
+    inspect_lines,
+    plan_lines,
+    push_lines,
+)
 from projclust.jobs.options import (
     CompressOptions,
     ExpandOptions,
+    ExportOptions,
     GlueEvalOptions,
     InspectOptions,
     PlanOptions,
     PushOptions,
     ReportOptions,
 )
+from projclust.onnx_export.needs import require_packages
 from projclust.results.reports import Report
 from projclust.results.rows import Row
 
@@ -142,6 +152,28 @@ def expand(options: ExpandOptions, format: Format) -> None:
 
 
 @command
+def export(options: ExportOptions, format: Format) -> None:
+    """Write a model as ONNX files whose table stays coded, for onnxruntime, sentence-transformers and transformers.js.
+
+    DIR/onnx holds a graph for each --body, DIR the tokenizer and configs; nothing there needs projclust. The float32
+    graph is compared with PyTorch before anything is written. Graphs take any batch and length. There are graphs of
+    text models without a head and of those for classification, question answering, masked and causal language
+    modelling. Those of causal models read the whole text at every call: generation as transformers.js and optimum do
+    it needs graphs that keep keys and values. Needs pip install projclust[onnx].
+
+    Example: projclust export MiniLM-projclust -o MiniLM-onnx --to onnx --body int8
+    """
+    options.check_folder()
+    require_packages()
+    from projclust.jobs.common import Hooks
+    from projclust.jobs.export import export_checkpoint
+
+    with progress_bar() as bar:
+        result = export_checkpoint(options, Hooks(bar.stage, warn))
+    _print(result, format, export_lines, f"{quoted(str(Path(result.output) / 'README.md'))} shows how to load it")
+
+
+@command
 def push(options: PushOptions, format: Format) -> None:
     """Push a checkpoint to a model repository on the Hub, with its card; a second push updates it.
 
@@ -185,4 +217,4 @@ def _open_page(folder: str) -> str:
     return f"open {quoted(str(Path(folder) / HTML_FILE))} in a browser"
 
 
-COMMANDS = (compress, plan, glue_eval, report, inspect, expand, push)
+COMMANDS = (compress, plan, glue_eval, report, inspect, expand, export, push)

@@ -6,6 +6,7 @@ from projclust.cli.output import aligned, megabytes
 from projclust.results.reports import (
     CompressReport,
     ExpandReport,
+    ExportReport,
     HowCompressed,
     InspectReport,
     PlanReport,
@@ -76,6 +77,20 @@ def expand_lines(result: ExpandReport) -> list[str]:
     """What `projclust expand` prints."""
     sizes = megabytes(result.model_bytes_stored), megabytes(result.model_bytes_dense)
     return aligned([("all weights", f"{sizes[0]} -> {sizes[1]}"), ("written", result.output)])
+
+
+def export_lines(result: ExportReport) -> list[str]:
+    """What `projclust export` prints."""
+    dense = result.model_bytes_dense
+    rows = [
+        ("model", f"{result.model_class}, {result.task}: {', '.join(result.inputs)} -> {', '.join(result.outputs)}"),
+        ("dense weights", f"{megabytes(dense)} in float32"),
+        *((file.path, f"{megabytes(file.bytes)} ({dense / file.bytes:.1f}x smaller)") for file in result.files),
+        ("checked", f"as PyTorch to {result.largest_difference:.1e}, on random tokens (body float32)"),
+    ]
+    if result.task == "text-generation":
+        rows.append(("generation", "reads the whole text for each token: these graphs keep no keys and values"))
+    return aligned([*rows, ("written", result.output)])
 
 
 def inspect_lines(result: InspectReport) -> list[str]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from projclust.coding.codebooks import STATES, decode_tables
 from projclust.coding.layout import ClassLayout
+from projclust.coding.portable import in_onnx_export, states
 
 
 class Windows(NamedTuple):
@@ -37,8 +38,12 @@ def unit_coordinates(codes: Tensor, windows: Windows, starts: Tensor, classes: T
     # Where nothing is needed, of a row without codes or after a state that ends with a byte, the last byte will do.
     first = (starts.unsqueeze(1) + windows.byte.index_select(0, classes)).clamp(max=len(codes) - 1)  # (N, r)
     second = (first + 1).clamp(max=len(codes) - 1)
-    pair = entries(codes, first).int() << 8 | entries(codes, second).int()
-    state = pair >> windows.shift.index_select(0, classes) & (STATES - 1)
+    shifts = windows.shift.index_select(0, classes)
+    if in_onnx_export():
+        state = states(entries(codes, first), entries(codes, second), shifts)
+    else:
+        pair = entries(codes, first).int() << 8 | entries(codes, second).int()
+        state = pair >> shifts & (STATES - 1)
     return entries(windows.values, state + windows.entry.index_select(0, classes))
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from projclust.coding.portable import floats, in_onnx_export, nibbles
+
 
 def pack_nibbles(values: Tensor) -> Tensor:
     """uint8 (..., ceil(m / 2)) of numbers below 16 (..., m): the first in the high half of a byte."""
@@ -14,6 +16,8 @@ def pack_nibbles(values: Tensor) -> Tensor:
 
 def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     """The first `count` numbers of `pack_nibbles`, uint8 (..., count)."""
+    if in_onnx_export():
+        return nibbles(packed, count)
     return torch.stack([packed >> 4, packed & 15], -1).flatten(-2)[..., :count]
 
 
@@ -35,4 +39,6 @@ def float_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def bits_float(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers of `float_bits`, float32 (...)."""
+    if in_onnx_export():
+        return floats(stored, dtype)
     return stored.contiguous().view(dtype).squeeze(-1).float()

@@ -11,6 +11,7 @@ from projclust.errors import OptionError
 from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_settings
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.variants import BASELINES
+from projclust.onnx_export.needs import Body
 from projclust.options import Choice, Device, Options, Sensitivity, argument, like, nested, option, required
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import parse_size
@@ -174,6 +175,43 @@ class ExpandOptions(Options):
     def check_folder(self) -> None:
         """Refuse a folder that must not or cannot be written; see `check_target`."""
         check_target(Path(self.output), self.overwrite, local_folder(self.path))
+
+
+class Target(Choice):
+    """What a model is exported to."""
+
+    ONNX = "onnx"
+
+
+@dataclass(frozen=True)
+class ExportOptions(Options):
+    """The options of `projclust export`."""
+
+    model: str = argument("The Hub id or the local folder of a model, compressed or dense.", "MODEL")
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR")
+    to: Target = option(Target.ONNX, "The kind of file.")
+    body: str = option(
+        "float32",
+        "The weights beside the table: float32 (model.onnx), int8 (model_quantized.onnx, transformers.js's q8), int4 "
+        "(model_q4.onnx), or several with commas between them.",
+        metavar="LIST",
+    )
+    overwrite: bool = option(False, _OVERWRITE)
+    revision: str | None = option(None, _REVISION)
+
+    def check(self) -> None:
+        """Refuse bodies that there are not."""
+        self.bodies  # noqa: B018, which refuses them
+
+    @property
+    def bodies(self) -> list[Body]:
+        """The bodies that are asked for, each once, in their order."""
+        named = {Body.of(name.strip(), "body") for name in self.body.split(",")}
+        return [body for body in Body if body in named]
+
+    def check_folder(self) -> None:
+        """Refuse a folder that must not or cannot be written; see `check_target`."""
+        check_target(Path(self.output), self.overwrite, local_folder(self.model))
 
 
 @dataclass(frozen=True)

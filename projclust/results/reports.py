@@ -229,6 +229,36 @@ class PushReport(Report):
 
 
 @dataclass(frozen=True)
+class ExportedFile:
+    """A graph that was written; `path` is inside the folder, `body` says how its other weights are stored."""
+
+    path: str
+    body: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """What `projclust export` wrote.
+
+    `model_bytes_dense` are those of all weights in float32, the table among them. `largest_difference` is that between
+    onnxruntime's outputs of the float32 graph and PyTorch's, on random tokens.
+    """
+
+    model: str
+    output: str
+    model_class: str
+    task: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    opset: int
+    files: list[ExportedFile]
+    model_bytes_dense: int
+    largest_difference: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ExpandReport(Report):
     """What `projclust expand` wrote, and the bytes of all weights before and after."""
 

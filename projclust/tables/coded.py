@@ -12,6 +12,7 @@ from projclust.coding.codebooks import NONE
 from projclust.coding.decode import Windows, unit_coordinates, windows_of
 from projclust.coding.layout import ClassLayout, row_starts
 from projclust.coding.packing import unpack_nibbles
+from projclust.coding.portable import in_onnx_export, places
 from projclust.coding.reading import Reading, read_rows, reading_of
 from projclust.coding.stored import SideTables, as_stored, read_classes, read_side_tables, store_side_tables
 from projclust.coding.trellis import has_kernels
@@ -198,6 +199,9 @@ class CodedTable(CompressedTable[CodedShape]):
     def decode(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the table, in the dtype of the embedding."""
         addresses, shape = self.addresses(), self.shape
+        if in_onnx_export():
+            starts, classes = self._portable_addresses()
+            addresses = addresses._replace(starts=starts, classes=classes)
         # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
         starts = F.embedding(ids, addresses.starts.to(ids.device).unsqueeze(1)).squeeze(1)
         classes = addresses.classes.to(ids.device).index_select(0, ids).long()
@@ -213,6 +217,12 @@ class CodedTable(CompressedTable[CodedShape]):
         if side.means is not None:
             rows = rows + side.means.to(ids.device).index_select(0, classes)
         return rows.to(self.dtype)
+
+    def _portable_addresses(self) -> tuple[Tensor, Tensor]:
+        """Starts and classes of the rows as they follow from the stored bytes, which a graph then holds alone."""
+        owner, own = self.primary, self.addresses()
+        classes = read_classes(owner._buffers_by_name(), self.shape.n, self.shape.classes)
+        return places(classes, [layout.row_bytes for layout in own.layouts], own.rows), classes
 
     def train(self, mode: bool = True) -> "CodedTable":
         """As `nn.Module.train`; says that codes alone do not learn."""

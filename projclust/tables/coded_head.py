@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from projclust.coding.codebooks import STATES
 from projclust.coding.decode import entries
 from projclust.coding.layout import ClassLayout
+from projclust.coding.portable import in_onnx_export, never, places, states
 from projclust.coding.reading import HeadRows, head_rows, read_logits
 from projclust.coding.stored import decoder_of_each
 from projclust.shapes import CodedShape
@@ -20,6 +21,8 @@ from projclust.tables.table import in_compiler, inverse_of, is_plain
 
 # The positions whose logits are put in vocabulary order at once.
 _BLOCK_POSITIONS = 256
+# The rows of a block of an exported graph, to which each adds some twenty nodes.
+_EXPORTED_ROWS = 8192
 # Up to so many positions one pass over the codes is faster than decoding rows for a product.
 _MOST_READ = 8
 
@@ -90,15 +93,20 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
         if known is not None and known.starts is addresses.starts and known.position.device == device:
             return known
         with torch.inference_mode(False), torch.no_grad():
-            rows = addresses.classes.long().argsort(stable=True)
-            position = inverse_of(rows)
+            if in_onnx_export():  # ONNX has no stable sort, and nothing there asks for the inverse
+                classes = self._portable_addresses()[1]
+                rows = position = places(classes, [1] * self.shape.classes, addresses.rows)
+            else:
+                rows = addresses.classes.long().argsort(stable=True)
+                position = inverse_of(rows)
             groups = decoder_of_each(self.shape.classes, self.shape.decoders)
             blocks, first_row, first_byte = [], 0, 0
+            most = _EXPORTED_ROWS if in_onnx_export() else BLOCK_ROWS
             for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
                 own = layout.to(device)
                 inner = own.coded + groups[number] * self.shape.rank
-                for start in range(0, count, BLOCK_ROWS):
-                    first, size = first_byte + start * layout.row_bytes, min(BLOCK_ROWS, count - start)
+                for start in range(0, count, most):
+                    first, size = first_byte + start * layout.row_bytes, min(most, count - start)
                     blocks.append(_Block(number, first_row + start, size, first_byte=first, inner=inner, layout=own))
                 first_row, first_byte = first_row + count, first_byte + count * layout.row_bytes
             values, starts = addresses.windows.values.to(device), addresses.starts
@@ -123,6 +131,8 @@ class _Block(NamedTuple):
         row_bytes = self.layout.row_bytes
         own = codes[self.first_byte : self.first_byte + self.rows * row_bytes].view(self.rows, row_bytes)
         # Bytes first: then whole rows are selected, many times faster on a CPU than entries of each row.
+        if in_onnx_export():
+            return entries(values, self._portable_states(own.t().int()) + self.layout.entry.unsqueeze(1))
         pairs = own.t().int() << 8  # (row_bytes, rows)
         pairs[:-1] |= own.t()[1:]
         places = pairs.index_select(0, self.layout.byte)
@@ -130,6 +140,12 @@ class _Block(NamedTuple):
         places &= STATES - 1
         places += self.layout.entry.unsqueeze(1)
         return entries(values, places)
+
+    def _portable_states(self, own: Tensor) -> Tensor:
+        """(m, rows) the states of the coordinates of rows whose bytes are (row_bytes, rows)."""
+        following = torch.cat([own[1:], torch.zeros_like(own[:1])])
+        byte, shift = self.layout.byte, self.layout.shift.unsqueeze(1)
+        return states(own.index_select(0, byte), following.index_select(0, byte), shift)
 
     def coordinates(self, codes: Tensor, values: Tensor, deviations: Tensor) -> Tensor:
         """(m, rows) float32 coordinates of the rows."""
@@ -148,8 +164,14 @@ class _HeadOrder(NamedTuple):
 
 def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
     """Logits by operations that a compiler can follow."""
+    if in_onnx_export():
+        # Otherwise a runtime would decode the whole table while it loads the graph, and keep it.
+        codes = codes.int() + never(inner)
     parts = []
     for block in order.blocks:
+        if len(block.inner) == 0:
+            parts.append(shift[:, block.number : block.number + 1].expand(-1, block.rows))
+            continue
         coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
         part = inner.index_select(1, block.inner) @ coordinates
         parts.append(part + shift[:, block.number : block.number + 1])

@@ -70,7 +70,7 @@ def test_commands_and_arguments(refused: Refused, cli: Cli) -> None:
     assert "PATH" in refused("inspect")
     assert "--output" in refused("expand", "x")
     assert cli("--version").out == f"projclust {projclust.__version__}\n"
-    for command in ("compress", "plan", "glue-eval", "report", "inspect", "expand", "push"):
+    for command in ("compress", "plan", "glue-eval", "report", "inspect", "expand", "export", "push"):
         outcome = cli(command, "--help")
         assert outcome.code == 0
         assert f"Example: projclust {command}" in outcome.out
