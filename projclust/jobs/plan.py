@@ -117,7 +117,7 @@ def _by_script(
 
     def error_of(rows: Tensor) -> float:
         if len(rows) > _SCRIPT_ROWS:  # rows are drawn by their weights, and count alike from there on
-            drawn = torch.ones(len(rows)) if weights is None else weights[rows]
+            drawn = torch.ones(len(rows)) if weights is None or not weights[rows].any() else weights[rows]
             rows = rows[torch.multinomial(drawn, _SCRIPT_ROWS, generator=generator)]
             return RowErrors.of(rebuild, problem.table, rows).relative()
         return RowErrors.of(rebuild, problem.table, rows).relative(None if weights is None else weights[rows])
