@@ -118,6 +118,13 @@ def is_side_file(name: str) -> bool:
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is, by links, outside of it; the Hub's cache keeps what its folders link to nearby."""
+    root, real = folder.resolve(), path.resolve()
+    cached = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    return not (real.is_relative_to(root) or real.is_relative_to(cached))
+
+
 def one_line(error: Exception) -> str:
     """The beginning of an error's message, without line breaks."""
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -29,7 +29,11 @@ def weight_files(folder: Path) -> list[Path]:
         shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
-        files = [folder / Path(name).name for name in sorted(set(shards.values()))]
+        names = sorted(set(shards.values()))
+        for name in names:
+            if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+                raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {name!r}, which is no file beside it")
+        files = [folder / name for name in names]
         for file in files:
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing")

@@ -11,7 +11,7 @@ import typer
 
 import projclust
 from projclust.cli.commands import COMMANDS
-from projclust.cli.output import is_main_process
+from projclust.cli.output import is_main_process, plain
 from projclust.errors import OptionError, ProjclustError, ServiceError
 
 USAGE_MISTAKE, FAILURE = 2, 1
@@ -87,5 +87,5 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if code != USAGE_MISTAKE or is_main_process():  # a mistake is found by every process, a failure perhaps by one
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
@@ -18,8 +19,17 @@ class Format(str, Enum):
     JSON = "json"
 
 
+def plain(text: str) -> str:
+    """Text that a terminal only shows: what is no character to see, such as escape codes and line breaks, is a "?".
+
+    A folder's name or what a repository's report says may hold any.
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of name and value, the values below one another."""
+    rows = [(plain(name), plain(value)) for name, value in rows]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {value}" for name, value in rows]
 
@@ -37,7 +47,7 @@ def is_main_process() -> bool:
 def warn(text: str) -> None:
     """One line on stderr."""
     if is_main_process():
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {plain(text)}", file=sys.stderr)
 
 
 def megabytes(count: int) -> str:
@@ -56,16 +66,16 @@ class Bar:
         """Begin something of unknown length."""
         self.text = text
         self._progress.start()
-        self._progress.reset(self._task, total=None, description=text)
+        self._progress.reset(self._task, total=None, description=escape(plain(text)))
 
     def advance(self, text: str, done: int, total: int | None) -> None:
         """Show how far it is; a total of None is an unknown one."""
-        self._progress.update(self._task, description=text, completed=done, total=total)
+        self._progress.update(self._task, description=escape(plain(text)), completed=done, total=total)
 
     def log(self, text: str) -> None:
         """A line that stays on stderr."""
         if is_main_process():
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
     def clear(self) -> None:
         """Leave the line to somebody else's bars, until the next stage."""

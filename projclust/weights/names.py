@@ -1,6 +1,8 @@
 """Names of row weights, such as "wordfreq:en,de"; imports no torch."""
 
 import math
+import os
+from pathlib import Path
 
 from projclust.errors import OptionError, ProjclustError
 
@@ -33,3 +35,16 @@ def check_exponent(exponent: float) -> None:
     """Refuse a power to which frequencies cannot be raised."""
     if not (math.isfinite(exponent) and exponent > 0):
         raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
+
+
+def recorded(name: str) -> str:
+    """A name as results hold it: commas between languages, and only the last part of a path on this machine."""
+    source, _, detail = name.partition(":")
+    if source == COUNTS:
+        return f"{COUNTS}:{Path(detail).name}"
+    if source in (WORDFREQ, TOKENIZER):
+        return name.replace("+", ",")
+    path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
+    if source == TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
+        return f"{TEXT}:{Path(path).resolve().name}{colon}{config}"
+    return name
