@@ -38,7 +38,11 @@ def load_checkpoint(folder: Path) -> Loaded:
     """
     config = read_json(folder / CONFIG)
     files = weight_files(folder)
-    read_headers(files)
+    for name in read_headers(files):
+        try:
+            re.compile(name)  # as transformers does with names when it saves
+        except re.error:
+            raise CheckpointError(f"{folder} holds a tensor named {name!r}, which transformers cannot save") from None
     _refuse_pickled_modules(folder)
     kind = model_class(config)
     loaded = _load_as(kind, folder, files)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,6 +40,50 @@ def quoted(path: str) -> str:
     return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
+class StreamError(Exception):
+    """Stdout takes nothing, so that the result cannot be printed."""
+
+
+def show(text: str) -> None:
+    """Print to stdout."""
+    if sys.stdout is None:
+        raise StreamError("stdout is closed: the result cannot be printed")
+    with _heeding_errors():
+        print(text)
+    flush()
+
+
+def flush() -> None:
+    """Write what was printed, so that an error shows here and not while Python ends."""
+    if sys.stdout is not None:
+        with _heeding_errors():
+            sys.stdout.flush()
+
+
+@contextmanager
+def _heeding_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        raise StreamError(f"cannot print the result: {error.strerror}") from error
+
+
+def tell(text: str) -> None:
+    """One line on stderr; where nobody takes it, the run goes on all the same."""
+    try:
+        print(plain(text), file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Lead a stream nowhere, what waits in it and would fail again as Python ends too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def is_main_process() -> bool:
     """Whether this is the one that prints, of the processes that torchrun or `accelerate launch` started."""
     return os.environ.get("RANK", "0") == "0"
@@ -47,7 +92,7 @@ def is_main_process() -> bool:
 def warn(text: str) -> None:
     """One line on stderr."""
     if is_main_process():
-        print(f"warning: {plain(text)}", file=sys.stderr)
+        tell(f"warning: {text}")
 
 
 def megabytes(count: int) -> str:
