@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from projclust.errors import CheckpointError, ProjclustError
+from projclust.errors import CheckpointError, ProjclustError, ServiceError, is_out_of_reach
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -77,12 +77,12 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
         raise ProjclustError(f"{model} is gated: accept its terms on the Hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ProjclustError(f"{model} is neither a local folder nor a model on the Hub that you can read") from None
-    except LocalEntryNotFoundError:
-        raise ProjclustError(
-            f"{model} is no local folder, and the Hub cannot be reached to look for it there"
-        ) from None
+    except LocalEntryNotFoundError as error:
+        kind = ServiceError if is_out_of_reach(error) else ProjclustError
+        raise kind(f"{model} is no local folder, and the Hub cannot be reached to look for it there") from None
     except (HfHubHTTPError, OSError) as error:
-        raise ProjclustError(f"downloading {model} failed: {one_line(error)}") from None
+        kind = ServiceError if isinstance(error, HfHubHTTPError) or is_out_of_reach(error) else ProjclustError
+        raise kind(f"downloading {model} failed: {one_line(error)}") from None
 
 
 def local_folder(model: str) -> Path | None:

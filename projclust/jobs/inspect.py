@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from projclust.checkpoints.load import model_class
+from projclust.checkpoints.load import check_layers, model_class
 from projclust.checkpoints.source import (
     CONFIG,
     REPORT_FILE,
@@ -40,6 +40,7 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     if method not in (None, "projclust"):
         raise ProjclustError(f"{path} is quantized with {method}, which projclust does not read")
     kind = model_class(config)
+    check_layers(config, len(tensors), folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):

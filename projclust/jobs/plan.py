@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,8 +103,16 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
 
             plot_plan(folder / PLOT_FILE, report)
             write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
-            (folder / PLAN_FILE).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+            (folder / PLAN_FILE).write_text(json.dumps(_without_times(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _without_times(report: PlanReport) -> dict[str, Any]:
+    """Return what is the same when the same command runs again."""
+    found = report.as_json()
+    del found["total_seconds"]
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in found["rows"]]
+    return {**found, "rows": rows}
 
 
 def _by_script(

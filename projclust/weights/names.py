@@ -1,6 +1,5 @@
 """Names of row weights, such as "wordfreq:en,de"; imports no torch."""
 
-import math
 import os
 from pathlib import Path
 
@@ -18,6 +17,8 @@ GIVEN = "given"
 DEFAULT_EXPONENT = 0.4
 # For frequencies that a tokenizer tells; chosen on multilingual-e5-small.
 TOKENIZER_EXPONENT = 0.5
+# Beyond it one token alone counts, whatever the table.
+MOST_EXPONENT = 100.0
 
 
 def check_weights_name(name: str) -> None:
@@ -33,8 +34,10 @@ def check_weights_name(name: str) -> None:
 
 def check_exponent(exponent: float) -> None:
     """Refuse a power to which frequencies cannot be raised."""
-    if not (math.isfinite(exponent) and exponent > 0):
-        raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
+    if not 0 < exponent <= MOST_EXPONENT:
+        raise ProjclustError(
+            f"the exponent of row weights must be a number greater than 0, at most {MOST_EXPONENT:g}, not {exponent}"
+        )
 
 
 def recorded(name: str) -> str:
