@@ -126,8 +126,10 @@ def class_statistics(rows: ClassedRows, sensitivity: Tensor) -> ClassStatistics:
     scatter = torch.zeros(count, d, d, dtype=torch.float64, device=device)
     for number, block in rows.blocks():
         own, weight = table[block].double(), rows.weights[block]
-        squares[number] += weight @ (own @ sensitivity).square().sum(1)
-        left = (own - means[number]) @ sensitivity
+        squares[number] += weight @ (own @ sensitivity).square_().sum(1)
+        # In place, for these are the largest temporaries of a fit.
+        left = own.sub_(means[number]) @ sensitivity
+        del own
         scatter[number] += (left * weight.unsqueeze(1)).T @ left
     squares /= weights.clamp(min=1e-300)
     scatter /= squares.clamp(min=1e-300)[:, None, None]

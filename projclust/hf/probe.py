@@ -1,6 +1,6 @@
 """How near a model with a rebuilt table comes to itself, on random sequences of its own tokens; no data is needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,7 +21,7 @@ _BLOCK_ROWS = 8192
 @torch.no_grad()
 def probe(
     model: PreTrainedModel,
-    tables: Sequence[Estimate],
+    tables: Iterable[Estimate],
     frequencies: Tensor | None,
     seed: int,
     stage: Callable[[str], None],

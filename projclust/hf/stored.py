@@ -14,8 +14,8 @@ from projclust.hf.private import is_dispatched, was_read
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CodedTable, FactorizedTable
 
-# At load only tables of at most so many bytes are hashed, which takes a few hundredths of a second.
-_HASHED_AT_LOAD = 32 * 2**20
+# At load only tables of at most so many bytes are hashed, which takes a hundredth of a second or two.
+_HASHED_AT_LOAD = 16 * 2**20
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 

@@ -64,11 +64,19 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         hooks.stage("measuring which errors the model notices")
         sensitivity = model_sensitivity(model, weights.draws, options.seed)
     notes: list[str] = []
-    problem = Problem.of(table.clone(), weights.values, sensitivity=sensitivity)
-    found = list(_estimates(options, problem, sizes, hooks.stage, notes))
-    outputs: list[tuple[float | None, float | None]] = [(None, None)] * len(found)
+    problem = Problem.of(table, weights.values, sensitivity=sensitivity)
+    found: list[Estimate] = []
+
+    def estimates() -> Iterator[Estimate]:
+        """One after the other, so that no more tables are in memory than one; the rows of the pick are looked at."""
+        for estimate in _estimates(options, problem, sizes, hooks.stage, notes):
+            found.append(estimate if estimate.name == "auto" else replace(estimate, rebuild=None))
+            yield estimate
+
     if options.probe:
-        outputs = probe(model, found, weights.draws, options.seed, hooks.stage)
+        outputs = probe(model, estimates(), weights.draws, options.seed, hooks.stage)
+    else:
+        outputs = [(None, None) for _ in estimates()]
     rows = [_row(estimate, shape, *own) for estimate, own in zip(found, outputs, strict=True)]
     rows.sort(key=lambda row: (-row.bytes, row.recipe))
     if sensitivity is None:
