@@ -1,6 +1,7 @@
 """What of a folder is published in other words than it has here: paths of this machine are no one else's business."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,18 @@ def published(folder: Path, name: str) -> bytes | None:
 
 
 def _without_paths(fields: dict[str, Any]) -> dict[str, Any]:
-    fields = dict(fields)
+    fields, shortened = dict(fields), {}
     for field in fields.keys() & {*_MODELS, *_PATHS}:
         value = fields[field]
         if isinstance(value, str) and (field in _PATHS or is_local(value)):
-            fields[field] = Path(value).resolve().name if Path(value).exists() else Path(value).name
+            name = Path(value).resolve().name if Path(value).exists() else Path(value).name
+            fields[field] = shortened[value] = name
     if isinstance(fields.get("weights"), str):
         fields["weights"] = recorded(fields["weights"])
+    for field, value in fields.items():  # what a sentence says of them, such as why rows weigh the same
+        for path, name in shortened.items():
+            if isinstance(value, str) and os.sep in path:
+                value = fields[field] = value.replace(path, name)
     return fields
 
 

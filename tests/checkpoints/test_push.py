@@ -109,6 +109,14 @@ def test_nothing_that_is_pushed_names_a_folder_of_this_machine(
     assert (options["model"], options["output"], options["weights"]) == ("tiny-bert", "out", "counts:counts.txt")
     report = json.loads(files_at(hub)["projclust_report.json"])
     assert (report["model"], report["output"]) == ("tiny-bert", "out")
+    # A sentence that names one is no exception: why rows weigh the same, for want of a tokenizer.
+    without = Path(shutil.copytree(dense, tmp_path / "secret-project" / "model"))
+    (without / "vocab.txt").unlink()
+    bits = ("--bits", 8, "--sensitivity", "none", "-o", tmp_path / "secret-project" / "bits")
+    assert program("compress", without, *bits, "--push-to-hub", f"{OWNER}/bits", HF_TOKEN=WRITER).code == 0
+    pushed = files_at(hub, f"{OWNER}/bits")
+    assert "uniform: model has no tokenizer" in json.loads(pushed["projclust_report.json"])["weights_chosen"]
+    assert not [name for name, content in pushed.items() if b"secret-project" in content]
     # Here they make the same folder again.
     assert yaml.safe_load((out / "projclust_options.yaml").read_text())["model"] == str(dense)
     (out / "projclust_options.yaml").write_text("- 1")
