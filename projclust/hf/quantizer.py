@@ -83,7 +83,8 @@ class ProjClustHfQuantizer(HfQuantizer):
         Called before config.json is written, which gets the digest of what will be.
         """
         state = self._state_to_save(model)
-        model.config.quantization_config.sha256 = _digest_of(model, state)
+        if isinstance(config := getattr(model.config, "quantization_config", None), ProjClustConfig):
+            config.sha256 = _digest_of(model, state)
         return state, {}
 
     def _state_to_save(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
