@@ -1,5 +1,7 @@
 """The error classes of projclust."""
 
+import os
+
 
 class ProjclustError(ValueError):
     """A mistake the caller can mend: bad options, an unusable table, a damaged checkpoint, a full disk.
@@ -25,3 +27,20 @@ class OptionError(ProjclustError):
 
     The message has the names of options in backquotes; the command line shows them as flags.
     """
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether a service that does not answer is behind an error, and not the user's wish to do without."""
+    if any(os.environ.get(name, "").upper() in ("1", "TRUE", "YES", "ON") for name in _OFFLINE):
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        # Those of httpx and requests, which are not imported for this.
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & {"ConnectionError", "TimeoutError", "TransportError", "ConnectTimeout", "ReadTimeout"}:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")

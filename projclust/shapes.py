@@ -164,7 +164,7 @@ def largest(most: int, fits: Callable[[int], bool]) -> int | None:
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as 400KB, 1.5MB, 2MiB or 800000; what is none is refused."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmg]?i?b?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmg]?i?b?)\s*", text, re.IGNORECASE | re.ASCII)
     unit = found.group(2).lower().removesuffix("b") if found else "?"
     if found is None or unit not in _UNITS:
         raise OptionError(f"`size` takes bytes as 400KB, 1.5MB, 2MiB or 800000, not {text!r}")

@@ -44,7 +44,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         f"\n`{part.name}` ({part.bytes:,} bytes) stays dense: {part.reason}.\n" for part in report.dense_parts
     )
     return f"""{_front_matter(source, report.model)}
-# {_short_name(report.model)}, embedding compressed by projclust
+# {_heading(report.model)}, embedding compressed by projclust
 
 {_what_was_done(report)}
 No other weight was changed, and nothing was trained.
@@ -77,7 +77,7 @@ projclust_options.yaml the options to make it again.
 def expanded_card(model: str, source: Path) -> str:
     """The card of a checkpoint that was made dense again."""
     return f"""{_front_matter(source)}
-# {_short_name(model)}, expanded
+# {_heading(model)}, expanded
 
 A stock checkpoint made by `projclust expand` from the compressed one in {_linked(model)}: the rebuilt table is
 dense again, with the compression's approximation in it. It needs no projclust to load.
@@ -305,8 +305,15 @@ def _method_line(report: CompressReport) -> str:
 
 
 def _short_name(model: str) -> str:
-    return Path(model).name or model
+    return "".join(character if character.isprintable() else " " for character in Path(model).name or model)
+
+
+def _heading(model: str) -> str:
+    """The name as text of a heading: what Markdown would take for more is escaped."""
+    return re.sub(r"([\\`*<>|#&]|[\[\]])", r"\\\1", _short_name(model))
 
 
 def _linked(model: str) -> str:
-    return f"`{_short_name(model)}`" if Path(model).exists() else f"[{model}](https://huggingface.co/{model})"
+    if Path(model).exists():
+        return f"`{_short_name(model).replace('`', chr(39))}`"
+    return f"[{model}](https://huggingface.co/{model})"

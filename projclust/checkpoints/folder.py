@@ -16,7 +16,7 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError
 
-from projclust.checkpoints.source import CONFIG, is_side_file
+from projclust.checkpoints.source import CONFIG, check_name, is_side_file
 from projclust.errors import ProjclustError
 from projclust.options import Options
 
@@ -36,6 +36,7 @@ _LOCK, _NEW, _OLD = "lock", "new", "old"
 
 def check_target(target: Path, overwrite: bool, source: Path | None = None) -> None:
     """Refuse an output folder that must not or cannot be written, or overlaps `source`, before any work is done."""
+    check_target_name(target)
     try:
         if source is not None:
             new, old = target.resolve(), source.resolve()
@@ -60,6 +61,15 @@ def check_target(target: Path, overwrite: bool, source: Path | None = None) -> N
         raise ProjclustError(f"cannot use {target} as the output: {_reason(error)}") from None
 
 
+def check_target_name(target: Path) -> None:
+    """Refuse an output folder by its name alone: one that cannot be, or leads in a circle."""
+    check_name(target)
+    try:
+        target.resolve()
+    except (OSError, RuntimeError):
+        raise ProjclustError(f"the links of {target} lead in a circle: choose another --output") from None
+
+
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest above it that there is."""
     return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -75,6 +85,9 @@ def _refuse_foreign(target: Path) -> None:
             raise ProjclustError(
                 f"{target} holds {name}, which projclust did not write: move it, or choose another --output"
             )
+    for folder in (target, *(path for path in target.rglob("*") if path.is_dir() and not path.is_symlink())):
+        if not os.access(folder, os.W_OK | os.X_OK):  # what it holds could not be removed
+            raise ProjclustError(f"{folder} is not writable, so --overwrite cannot replace it: choose another --output")
 
 
 def write_options(folder: Path, options: Options) -> None:
@@ -132,12 +145,24 @@ def made(folder: Path) -> Iterator[Path]:
 def cannot_write(target: Path, error: Exception) -> ProjclustError:
     """What to tell of a write that failed: why, and what to do."""
     way_out = "choose another --output"
+    elsewhere = _elsewhere(target, error)
+    if elsewhere is not None:
+        return ProjclustError(f"cannot use {elsewhere}: {_reason(error)}")
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if full or "os error 28" in str(error):  # how safetensors tells of a full disk
         way_out = f"free some space or {way_out}"
     elif isinstance(error, OSError) and error.filename:
         way_out += f" (at {error.filename})"
     return ProjclustError(f"cannot write {target}: {_reason(error)}; {way_out}")
+
+
+def _elsewhere(target: Path, error: Exception) -> str | None:
+    """The file that an error is about, where that is none of the output or beside it, such as one in a cache."""
+    name = error.filename if isinstance(error, OSError) else None
+    if not isinstance(name, (str, bytes)):
+        return None
+    path, place = os.path.abspath(os.fsdecode(name)), os.path.abspath(target.parent)
+    return None if os.path.commonpath([path, place]) in (path, place) else os.fsdecode(name)
 
 
 def _reason(error: Exception) -> str:
@@ -218,6 +243,9 @@ def _take_room(parent: Path, prefix: str) -> tuple[Path, BaseFileLock]:
         except (Timeout, FileNotFoundError):  # another run took it for abandoned before it was locked
             lock.release()
             continue
+        except BaseException:  # Ctrl-C, say
+            _remove(room, lock)
+            raise
         return room, lock
 
 

@@ -15,7 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import logging
 
 import projclust
-from projclust.checkpoints.source import CONFIG, one_line
+from projclust.checkpoints.publish import published
+from projclust.checkpoints.source import CONFIG, leads_out, one_line
 from projclust.errors import ProjclustError, ServiceError
 
 # What a loader would take in place of, or beside, the weights just pushed.
@@ -83,7 +84,6 @@ def files_to_push(folder: Path) -> tuple[list[str], list[str]]:
 
     Hidden files and folders are in neither. Links out of the folder, broken ones and what is no file are refused.
     """
-    root = folder.resolve()
     files: list[str] = []
     pickles: list[str] = []
     for path in sorted(folder.rglob("*")):
@@ -91,7 +91,7 @@ def files_to_push(folder: Path) -> tuple[list[str], list[str]]:
         name = "/".join(parts)
         if any(part.startswith(".") for part in parts):
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and leads_out(path, folder):
             raise ProjclustError(f"{folder} holds the link {name}, which leads out of it: put the file itself there")
         if path.is_dir() and not path.is_symlink():
             continue
@@ -121,7 +121,7 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
         stored = {sibling.rfilename for sibling in before.siblings or []}
         stale = sorted(name for name in stored.difference(names) if _WEIGHT_FILES.fullmatch(name))
         deleted = [CommitOperationDelete(name, is_folder=False) for name in stale]
-        added = [CommitOperationAdd(name, folder / name) for name in names]
+        added = [CommitOperationAdd(name, published(folder, name) or folder / name) for name in names]
         message = f"Push with projclust {projclust.__version__}"
         # Not upload_folder: on a slow line it makes several commits, and between them the shards fit no index.
         commit = api.create_commit(repo, [*deleted, *added], commit_message=message)

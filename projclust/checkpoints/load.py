@@ -38,7 +38,13 @@ def load_checkpoint(folder: Path) -> Loaded:
     """
     config = read_json(folder / CONFIG)
     files = weight_files(folder)
-    read_headers(files)
+    tensors = read_headers(files)
+    check_layers(config, len(tensors), folder)
+    for name in tensors:
+        try:
+            re.compile(name)  # as transformers does with names when it saves
+        except re.error:
+            raise CheckpointError(f"{folder} holds a tensor named {name!r}, which transformers cannot save") from None
     _refuse_pickled_modules(folder)
     kind = model_class(config)
     loaded = _load_as(kind, folder, files)
@@ -101,8 +107,31 @@ def _refuse_pickled_modules(folder: Path) -> None:
             raise CheckpointError(f"the module {path.parent.name} has no safetensors weights: convert it first")
 
 
+# Layers may share their tensors, but not by the thousand.
+_SHARED_LAYERS = 1000
+
+
+def check_layers(config: dict[str, Any], tensors: int, folder: Path) -> None:
+    """Refuse a config.json that asks for far more layers than so many stored tensors can be of.
+
+    Only the number of modules makes a model without weights slow to build: a million of layers takes hours.
+    """
+    for name, value in config.items():
+        if isinstance(value, dict):
+            check_layers(value, tensors, folder)
+        is_count = type(value) is int and re.search("layer|expert|block|stage|group", name)
+        if is_count and value > _SHARED_LAYERS + tensors and not name.endswith(("_id", "_size", "_dim")):
+            raise CheckpointError(
+                f"{folder / CONFIG} is damaged: {name} is {value:,}, and only {tensors:,} tensors are stored"
+            )
+
+
 def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
     """The transformers class that config.json names, so that heads are kept; AutoModel when it names none."""
+    known, kind = transformers.CONFIG_MAPPING, config.get("model_type")
+    if not isinstance(kind, str) or kind not in known:
+        what = "names no model_type" if kind is None else f"names the model_type {str(kind)[:80]!r}, which is none"
+        raise ProjclustError(f"{CONFIG} {what} of transformers {transformers.__version__}: it cannot be loaded")
     names = config.get("architectures")
     if not isinstance(names, list) or not names:
         return transformers.AutoModel
@@ -128,7 +157,7 @@ class Classifier:
 def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
     """Load a checkpoint to classify one or two texts; labels in the order of their numbers, none for regression."""
     config = read_json(folder / CONFIG)
-    read_headers(weight_files(folder))
+    check_layers(config, len(read_headers(weight_files(folder))), folder)
     stored = config.get("id2label")
     generic = tuple(f"LABEL_{index}" for index in range(max(len(labels), 1)))
     # transformers leaves out the names of two labels without names.

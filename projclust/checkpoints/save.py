@@ -1,12 +1,14 @@
 """Writing a checkpoint: the model, what travels beside it, and the hash of both."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 from projclust.checkpoints.load import Loaded
-from projclust.checkpoints.source import CONFIG, is_side_file
+from projclust.checkpoints.source import CONFIG, is_side_file, leads_out
 from projclust.checkpoints.tensors import weight_files
+from projclust.errors import CheckpointError
 
 
 def bytes_to_save(loaded: Loaded) -> int:
@@ -24,10 +26,27 @@ def save_checkpoint(loaded: Loaded, folder: Path) -> None:
 
 def copy_side_files(source: Path, target: Path) -> None:
     """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
-    for path in _side_files(source):
+    for path in side_files(source):
         destination = target / path.relative_to(source)
         destination.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, destination)
+
+
+def side_files(source: Path) -> list[Path]:
+    """What `copy_side_files` copies.
+
+    Raises:
+        CheckpointError: one of them leads out of the folder, and so would be published under this model's name, or may
+            not be read.
+    """
+    paths = _side_files(source)
+    for path in paths:
+        name = path.relative_to(source).as_posix()
+        if leads_out(path, source):
+            raise CheckpointError(f"{source} holds the link {name}, which leads out of it: put the file itself there")
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"cannot read {path}: Permission denied")
+    return paths
 
 
 def _side_files(folder: Path) -> list[Path]:

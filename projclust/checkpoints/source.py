@@ -1,5 +1,6 @@
 """Where a checkpoint is, and what its config.json says; imports neither torch nor transformers."""
 
+import errno
 import fnmatch
 import json
 import os
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from projclust.errors import CheckpointError, ProjclustError
+from projclust.errors import CheckpointError, ProjclustError, ServiceError, is_out_of_reach
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -55,13 +56,16 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     """The local folder of a checkpoint, downloaded first when `model` is a Hub id."""
     if not model:
         raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
+    check_name(model)
     folder = local_folder(model)
     if folder is not None:
         if revision is not None:
             raise ProjclustError("--revision is for models on the Hub, but this is a local folder")
+        check_readable(folder)
         if not (folder / CONFIG).is_file():
             raise ProjclustError(f"{model} holds no {CONFIG}: it is not a model folder")
         return folder
+    check_readable(Path(model))  # or what it lies in
     if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
     patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
@@ -73,12 +77,12 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
         raise ProjclustError(f"{model} is gated: accept its terms on the Hub and log in with `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ProjclustError(f"{model} is neither a local folder nor a model on the Hub that you can read") from None
-    except LocalEntryNotFoundError:
-        raise ProjclustError(
-            f"{model} is no local folder, and the Hub cannot be reached to look for it there"
-        ) from None
+    except LocalEntryNotFoundError as error:
+        kind = ServiceError if is_out_of_reach(error) else ProjclustError
+        raise kind(f"{model} is no local folder, and the Hub cannot be reached to look for it there") from None
     except (HfHubHTTPError, OSError) as error:
-        raise ProjclustError(f"downloading {model} failed: {one_line(error)}") from None
+        kind = ServiceError if isinstance(error, HfHubHTTPError) or is_out_of_reach(error) else ProjclustError
+        raise kind(f"downloading {model} failed: {one_line(error)}") from None
 
 
 def local_folder(model: str) -> Path | None:
@@ -89,13 +93,44 @@ def local_folder(model: str) -> Path | None:
         return None
 
 
+def check_readable(path: Path) -> None:
+    """Refuse a file, or a folder and what lies in it, that may not be read; what is not there is none of it."""
+    try:
+        if path.is_dir():
+            os.listdir(path)
+            os.stat(path / CONFIG)
+        else:
+            path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
+            raise CheckpointError(f"cannot read {error.filename or path}: {error.strerror}") from None
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse what no file can be called, and what cannot be written down.
+
+    Raises:
+        ProjclustError: it has a NUL character or is not UTF-8.
+    """
+    try:
+        fine = "\0" not in str(path) and bool(str(path).encode())
+    except UnicodeEncodeError:  # the bytes of a name that is not UTF-8 stand in a text as lone surrogates
+        fine = False
+    if not fine and str(path):
+        raise ProjclustError(f"the name {str(path)!r} is not UTF-8 text: choose another")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a checkpoint."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no JSON object")
@@ -116,6 +151,13 @@ def quantization_method(config: dict[str, Any]) -> str | None:
 def is_side_file(name: str) -> bool:
     """Whether a file, by its path inside a checkpoint, travels with the weights."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder is, by links, outside of it; the Hub's cache keeps what its folders link to nearby."""
+    root, real = folder.resolve(), path.resolve()
+    cached = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    return not (real.is_relative_to(root) or real.is_relative_to(cached))
 
 
 def one_line(error: Exception) -> str:

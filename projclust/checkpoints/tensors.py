@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from projclust.checkpoints.source import WEIGHTS, WEIGHTS_INDEX, one_line, read_json
+from projclust.checkpoints.source import WEIGHTS, WEIGHTS_INDEX, check_readable, one_line, read_json
 from projclust.errors import CheckpointError
 
 _ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -29,7 +29,11 @@ def weight_files(folder: Path) -> list[Path]:
         shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
             raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
-        files = [folder / Path(name).name for name in sorted(set(shards.values()))]
+        names = sorted(set(shards.values()))
+        for name in names:
+            if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+                raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {name!r}, which is no file beside it")
+        files = [folder / name for name in names]
         for file in files:
             if not file.is_file():
                 raise CheckpointError(f"{file} is missing")
@@ -43,6 +47,7 @@ def read_headers(files: list[Path]) -> dict[str, StoredTensor]:
     """Every tensor of the files, by name."""
     tensors: dict[str, StoredTensor] = {}
     for file in files:
+        check_readable(file)  # which safetensors tells of as of a missing file
         try:
             with safe_open(file, framework="np") as opened:  # which imports no torch
                 for name in opened.keys():  # noqa: SIM118, safe_open is no mapping

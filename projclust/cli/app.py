@@ -11,11 +11,11 @@ import typer
 
 import projclust
 from projclust.cli.commands import COMMANDS
-from projclust.cli.output import is_main_process
+from projclust.cli.output import StreamError, flush, is_main_process, silence, tell
+from projclust.cli.stopping import INTERRUPTED, stopped_by
 from projclust.errors import OptionError, ProjclustError, ServiceError
 
 USAGE_MISTAKE, FAILURE = 2, 1
-INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 app = typer.Typer(
     name="projclust",
@@ -43,24 +43,24 @@ def _root(
     pass
 
 
-def main() -> None:
-    """Entry point: run the command line and exit."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command; a mistake or failure is one line on stderr.
 
     Returns:
         0; 2 for a mistake the user can mend; 1 for a failure of the machine, the network or projclust; 130 when
-        interrupted.
+        interrupted by Ctrl-C, or 128 and the number of another signal.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in arguments
     try:
         code = int(app(list(arguments), prog_name="projclust", standalone_mode=False) or 0)
-        return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            return _interrupted(debug)
+        flush()
+        return code
+    except KeyboardInterrupt:
+        return _interrupted(debug)
     except ServiceError as error:
         return _fail(str(error), FAILURE, debug)
     except OptionError as error:
@@ -70,11 +70,15 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), USAGE_MISTAKE, debug)
     except BrokenPipeError:
         # The reader of our output has gone; python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return FAILURE
+    except StreamError as error:
+        return _fail(str(error), FAILURE, debug)
     except MemoryError:
         return _fail("out of memory", FAILURE, debug)
     except Exception as error:
+        if stopped_by() is not None:  # an extension's import makes another error of it
+            return _interrupted(debug)
         if hasattr(error, "format_message"):  # typer's own: unknown options, missing arguments
             message = error.format_message()
             if not message:  # `projclust` alone: the help was printed
@@ -83,9 +87,13 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILURE, debug)
 
 
+def _interrupted(debug: bool) -> int:
+    return _fail("interrupted", stopped_by() or INTERRUPTED, debug)
+
+
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if code != USAGE_MISTAKE or is_main_process():  # a mistake is found by every process, a failure perhaps by one
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        tell(f"error: {' '.join(message.split())}")
     return code

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from projclust.cli.derive import command
-from projclust.cli.output import Format, aligned, is_main_process, progress_bar, quoted, warn
+from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
     cell_line,
     compress_lines,
@@ -197,9 +197,10 @@ def _print(result: R, format: Format, lines: Callable[[R], Iterable[str]], next_
     if not is_main_process():
         return
     if format is Format.JSON:
-        print(json.dumps(result.as_json(), indent=2))
+        show(json.dumps(result.as_json(), indent=2))
     else:
-        print(*lines(result), f"\nnext: {next_step}", sep="\n")
+        shown = [plain(line) for text in lines(result) for line in text.split("\n")]
+        show("\n".join([*shown, "", f"next: {plain(next_step)}"]))
 
 
 def _report_lines(result: "Reported") -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from projclust.clustering.inputs import ClusteringOptions, Progress, as_table, as_weights
+from projclust.clustering.inputs import ClusteringOptions, Progress, as_ordinary, as_table, as_weights
 from projclust.clustering.ranks import adapt_ranks
 from projclust.clustering.robust import downweight_long_rows, fit_robustly
 from projclust.clustering.rows import Collective, Rows, exact_products
@@ -52,7 +52,7 @@ def fit_clustering(
         fitted = fit_clustering(torch.randn(1000, 64), ClusteringOptions(n_clusters=4, rank=8))
         fitted.labels.shape, fitted.bases.shape  # (1000,), (4, 8, 64)
     """
-    table = as_table(X)
+    table, exponent = as_ordinary(as_table(X))
     n, d = table.shape
     if options.rank >= d:
         raise ProjclustError(
@@ -66,9 +66,31 @@ def fit_clustering(
     device = table.device if device is None else torch.device(device)
     with exact_products(device):
         rows = Rows.of(table, weights, device, Collective.of(process_group))
-        found = _fit_rows(rows, options, progress or (lambda start, step, cost: None))
+        found = _fit_rows(rows, options, _scaled_back(options.loss, exponent, progress or (lambda *step: None)))
         labels, coefficients, residuals = map(rows.gather, (found.labels, found.coefficients, found.residuals))
-        return replace(found, labels=labels, coefficients=coefficients, residuals=residuals)
+        found = replace(found, labels=labels, coefficients=coefficients, residuals=residuals)
+        return found if exponent == 0 else _of_scale(found, options.loss, exponent)
+
+
+def _of_scale(found: Clustering, loss: Loss, exponent: int) -> Clustering:
+    """The clustering of a table that is the fitted one times a power of two."""
+    length = 2.0**exponent
+    cost = length if loss is Loss.L1 else length * length
+    return replace(
+        found,
+        means=None if found.means is None else found.means * length,
+        coefficients=found.coefficients * length,
+        inertia=found.inertia * cost,
+        residuals=found.residuals.double() * length * length,
+        spectra=found.spectra * length * length,
+        cost_history=[value * cost for value in found.cost_history],
+    )
+
+
+def _scaled_back(loss: Loss, exponent: int, progress: Progress) -> Progress:
+    """Tell `progress` of the costs of the table itself."""
+    factor = 2.0**exponent if loss is Loss.L1 else 2.0**exponent * 2.0**exponent
+    return progress if exponent == 0 else lambda start, step, cost: progress(start, step, cost * factor)
 
 
 def _fit_rows(rows: Rows, options: ClusteringOptions, progress: Progress) -> Clustering:

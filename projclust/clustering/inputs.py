@@ -1,5 +1,6 @@
 """What callers hand in, and its checks: tables, row weights, options, and a function that is told of the progress."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,25 @@ def as_table(X: Any) -> Tensor:
             row = start + int((~torch.isfinite(block).all(1)).nonzero()[0])
             raise ProjclustError(f"the matrix has NaN or infinite entries, the first in row {row}")
     return table
+
+
+# Entries from 2^-40 to 2^40 have squares, and sums of these, that float32 holds with room to spare.
+_ORDINARY_EXPONENT = 40
+
+
+def as_ordinary(table: Tensor) -> tuple[Tensor, int]:
+    """(n, d) the table over a power of two that makes its entries ordinary, and the exponent of that power.
+
+    Squares of extreme entries leave the range of float32; what is fitted to such a table is fitted to this one, and
+    scaled back. Both are exact but for the range. An ordinary table comes back itself, with the exponent 0.
+    """
+    largest = max((float(block.abs().max()) for block in table.split(4096) if block.numel()), default=0.0)
+    exponent = math.frexp(largest)[1] - 1
+    if largest == 0 or abs(exponent) <= _ORDINARY_EXPONENT:
+        return table, 0
+    exponent = max(exponent, -1000)
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    return (table.double() * 2.0**-exponent).to(dtype), exponent
 
 
 def as_weights(sample_weight: Any, n: int, device: torch.device) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The classes of a table's rows, and what is to be known of them before bits are allotted."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from projclust.clustering.inputs import as_table, as_weights
+from projclust.clustering.inputs import as_ordinary, as_table, as_weights
 from projclust.coding.stored import stored_means
 from projclust.errors import ProjclustError
 from projclust.shapes import MOST_CLASSES
@@ -19,6 +20,8 @@ _DEFAULT_MOST, _DEFAULT_ROWS = 16, 128
 _FIRST_CLASS = 0.001
 # What a row weighs at least, as a fraction of the largest weight.
 _LEAST_WEIGHT = 1e-9
+# A row is far longer than others when it is so many times as long as nine tenths of all rows are at most.
+_FAR, _NEARLY_ALL = 8.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class ClassedRows:
     ids: Tensor  # (n,) int64, the class of each row
     count: int  # of classes
     weights: Tensor  # (n,) float64
+    exponent: int = 0  # what is stored is the table times two to this power
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(class, row numbers) of blocks of rows, class by class, rising."""
@@ -59,20 +63,42 @@ def classes_by_weight(table: Any, sample_weight: Any, count: int | None) -> Clas
 
     The first class has a thousandth of the rows; from there on sizes grow geometrically. Rows that weigh nothing count
     a little all the same: a class of such rows alone would have no mean and no spread, and they would read as zeros.
+    Rows that are far longer than nearly all others come first, in classes of their own, for one of them would give the
+    others of its class a mean and a spread that are far from theirs.
     """
-    table = as_table(table)
+    table, exponent = as_ordinary(as_table(table))
     n, weights = len(table), as_weights(sample_weight, len(table), torch.device("cpu"))
     weights = torch.ones(n, dtype=torch.float64) if weights is None else weights
     weights = weights.clamp(min=float(weights.max()) * _LEAST_WEIGHT)
-    count = default_classes(n) if count is None else count
-    if not 1 <= count <= MOST_CLASSES:
+    if count is not None and not 1 <= count <= MOST_CLASSES:
         raise ProjclustError(f"coded tables have 1 to {MOST_CLASSES} classes, not {count}")
     lengths = torch.cat([rows.float().norm(dim=1) for rows in table.split(_BLOCK_ROWS)]).double().cpu()
+    most = default_classes(n) if count is None else count
+    far = _far_classes(lengths, max(most // 4, int(count is None or count > 1)))
+    first = int(far.max()) + 1
+    count = max(most, first + 1)
     order = lengths.argsort(descending=True, stable=True)
     order = order[weights[order].argsort(descending=True, stable=True)]
-    ids = torch.empty(n, dtype=torch.int64)
-    ids[order] = torch.bucketize(torch.arange(n), _ends(n, count), right=True)
-    return ClassedRows(table=table, ids=ids.to(table.device), count=count, weights=weights.to(table.device))
+    order, ids = order[far[order] < 0], far
+    near = len(order)
+    ids[order] = first + torch.bucketize(torch.arange(near), _ends(near, count - first), right=True)
+    ids, weights = ids.to(table.device), weights.to(table.device)
+    return ClassedRows(table=table, ids=ids, count=count, weights=weights, exponent=exponent)
+
+
+def _far_classes(lengths: Tensor, most: int) -> Tensor:
+    """(n,) int64, for each row that is far longer than nine tenths of all its class, the longest in class 0; else -1.
+
+    A class spans one step of length, but for the last of `most`, which has all that are left.
+    """
+    typical = lengths.kthvalue(math.ceil(_NEARLY_ALL * len(lengths))).values
+    steps = (lengths / typical.clamp(min=1e-300)).clamp(min=1).log() / math.log(_FAR)
+    steps = steps.floor().long() * (typical > 0)
+    found = [step for step in steps.unique().flip(0).tolist() if step > 0]
+    far = torch.full_like(steps, -1)
+    for number, step in enumerate(found if most else []):
+        far[steps == step] = min(number, most - 1)
+    return far
 
 
 def checked_sensitivity(sensitivity: Tensor | None, table: Tensor) -> Tensor:
@@ -100,8 +126,10 @@ def class_statistics(rows: ClassedRows, sensitivity: Tensor) -> ClassStatistics:
     scatter = torch.zeros(count, d, d, dtype=torch.float64, device=device)
     for number, block in rows.blocks():
         own, weight = table[block].double(), rows.weights[block]
-        squares[number] += weight @ (own @ sensitivity).square().sum(1)
-        left = (own - means[number]) @ sensitivity
+        squares[number] += weight @ (own @ sensitivity).square_().sum(1)
+        # In place, for these are the largest temporaries of a fit.
+        left = own.sub_(means[number]) @ sensitivity
+        del own
         scatter[number] += (left * weight.unsqueeze(1)).T @ left
     squares /= weights.clamp(min=1e-300)
     scatter /= squares.clamp(min=1e-300)[:, None, None]

@@ -112,7 +112,10 @@ class Designer:
         importance = energies * rows.square().sum(2)[decoder_of_each(len(energies), decoders)]
         left = budget - self._fixed_bytes(decoders, rank)
         kinds = allocate(importance, statistics.rows, self.kinds, left).to(read.device)
-        deviations = (energies * (statistics.squares / statistics.weights.clamp(min=1e-300)).unsqueeze(1)).sqrt()
+        # Of coordinates without energy rounding may leave less than none.
+        deviations = (
+            energies.clamp(min=0) * (statistics.squares / statistics.weights.clamp(min=1e-300)).unsqueeze(1)
+        ).sqrt()
         for kind in filter(is_integer, set(kinds.unique().tolist())):
             deviations[kinds == kind] *= INTEGER_REACH / largest_integer(KINDS[kind].bits)
         deviations[kinds == NONE] = 0

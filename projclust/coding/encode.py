@@ -17,12 +17,15 @@ def encode_rows(coordinates: Tensor, deviations: Tensor, layout: ClassLayout, ad
     `advance` is called with the number of rows that were just encoded.
     """
     spread = deviations[layout.coded.to(deviations.device)]
+    # Over a power of two, which changes nothing but keeps their squares in range.
+    exponent = torch.frexp(spread).exponent.amax().clamp(min=-126) if len(spread) else 0
+    relative = spread * 2.0 ** -int(exponent)
     bits = [KINDS[kind].bits for _, _, kind in steps_of(layout.kinds)]
     parts = []
     for rows in coordinates.split(16384 if coordinates.is_cuda else 1024):
         unit = rows[:, layout.coded.to(rows.device)].float() / spread.clamp(min=1e-38)
         if any(map(needs_search, layout.kinds)):
-            states = search(unit, layout.kinds, spread.square() / spread.square().amax().clamp(min=1e-38))
+            states = search(unit, layout.kinds, relative.square() / relative.square().amax().clamp(min=1e-38))
         else:
             states = _nearest(unit, layout.kinds)
         parts.append(pack_steps(states, bits))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from projclust.clustering.inputs import as_ordinary
 from projclust.coding.classes import ClassedRows, classes_by_weight
 from projclust.coding.codebooks import NONE, NUMBER_OF, SCALAR, TRELLIS, largest_integer
 from projclust.coding.decode import unit_coordinates, windows_of
@@ -15,6 +16,7 @@ from projclust.coding.stored import (
     STEPS_PER_OCTAVE,
     SideTables,
     decoder_of_each,
+    scaled,
     store_classes,
     store_side_tables,
     stored_decoders,
@@ -124,16 +126,17 @@ def code_clusters(
     bits = Codes.of(codes, "codes").bits
     if bits is None:
         raise ProjclustError(f"clusters are coded in integers, not {codes}")
+    table, exponent = as_ordinary(table)
     device = table.device
     used = torch.arange(rank, device=device) < torch.tensor(ranks, device=device).unsqueeze(1)  # (k, j)
     bases = bases.to(device, torch.float32).masked_fill(~used.unsqueeze(2), 0)
-    offsets = None if means is None else stored_means(means.to(device).float())
+    offsets = None if means is None else stored_means((means.to(device).double() * 2.0**-exponent).float())
     # The coefficients are solved for the means and bases as they will be read.
     decoders = stored_decoders(bases, 8)
     solvers = torch.linalg.pinv(decoders.double())  # (k, d, j)
     steps = torch.zeros(k, rank, device=device)
     equal = torch.ones(len(table), dtype=torch.float64, device=device)
-    rows = ClassedRows(table=table, ids=labels.to(device).long(), count=k, weights=equal)
+    rows = ClassedRows(table=table, ids=labels.to(device).long(), count=k, weights=equal, exponent=exponent)
     for cluster, block in rows.blocks():
         found = (_without_mean(table[block].double(), offsets, cluster) @ solvers[cluster]).abs().amax(0).float()
         steps[cluster] = torch.maximum(steps[cluster], found / largest_integer(bits))
@@ -184,6 +187,8 @@ def encode_table(
     if widen:
         wider = read.deviations * widening(energy[:, 0], energy[:, 1]).float().unsqueeze(1)
         stored, _ = store_side_tables(replace(read, deviations=wider), decoder_bits)
+    if rows.exponent:
+        stored = scaled(stored, rows.exponent)
     stored |= {"weight": torch.cat(codes), **store_classes(rows.ids, count)}
     shape = side.shape(torch.bincount(rows.ids, minlength=count).tolist(), decoder_bits)
     ranks = (side.kinds != NONE).sum(1).tolist()

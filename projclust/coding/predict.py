@@ -50,7 +50,7 @@ def predict_coded(
             relative_error=_ratio((errors * unweighted).sum(), norms.sum()),
             weighted_relative_error=_ratio(errors.sum(), rows.weights.cpu() @ norms),
             rows=rows,
-            design=design,
+            design=replace(design, inverses=design.inverses[:0]),  # as large as the solvers, and of no more use
         )
         found.append(prediction)
     return found

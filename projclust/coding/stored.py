@@ -126,6 +126,13 @@ def read_side_tables(stored: dict[str, Tensor], rank: int, d: int, decoder_bits:
     ).read()
 
 
+def scaled(stored: dict[str, Tensor], exponent: int) -> dict[str, Tensor]:
+    """The stored tensors of a table times two to a power: exact but for the range of bfloat16."""
+    names = [name for name in ("gains", "mean_scales") if name in stored]
+    floats = {name: bits_float(stored[name], torch.bfloat16).double() * 2.0**exponent for name in names}
+    return stored | {name: float_bits(values, torch.bfloat16) for name, values in floats.items()}
+
+
 def stored_means(means: Tensor) -> Tensor:
     """(C, d) float32 means as they will be read."""
     return _rounded(means, 8, torch.bfloat16).read()

@@ -12,7 +12,7 @@ import numpy
 import pyarrow
 import pyarrow.parquet
 
-from projclust.errors import ProjclustError
+from projclust.errors import ProjclustError, ServiceError, is_out_of_reach
 from projclust.glue.tasks import DEMO, TASKS, Task
 
 HUB_GLUE = "nyu-mll/glue"
@@ -58,7 +58,8 @@ def load_task(name: str, glue_dir: str | None, limit: int | None = None) -> Task
         except Exception as error:  # damaged files and a silent Hub raise many kinds
             hint = "; without the Hub, name a folder of its layout with --glue-dir" if place == HUB_GLUE else ""
             reason = " ".join(str(error).split())[:200]
-            raise ProjclustError(f"cannot read {name} ({split}) from {place}: {reason}{hint}") from error
+            kind = ServiceError if is_out_of_reach(error) else ProjclustError
+            raise kind(f"cannot read {name} ({split}) from {place}: {reason}{hint}") from error
         rows = splits[split] = _rows(task, split, columns, limit)
         digest.update(json.dumps([split, rows.texts, rows.labels]).encode())
     source = Path(place).resolve().name if place == glue_dir else place

@@ -38,7 +38,7 @@ from projclust.weights.row_weights import RowWeights
 
 PAPER, AS_IS = "paper", "as-is"
 # The compressed checkpoint, in the output folder while a cell is measured.
-SCRATCH = "scratch"
+MODELS, SCRATCH = "models", "scratch"
 _BASELINE_FILE = "baseline.json"
 
 
@@ -185,7 +185,7 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
         "seed": seed,
         "settings": {**bench.settings.as_dict(), "epochs": None, "freeze_embedding": False},
     }
-    folder = study.output / "models" / f"{task}-seed{seed}-{identity_hash(identity)[:12]}"
+    folder = study.output / MODELS / f"{task}-seed{seed}-{identity_hash(identity)[:12]}"
     if seed in bench.diverged:
         raise Diverged(bench.diverged[seed])
     if not folder.exists():

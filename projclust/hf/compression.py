@@ -1,5 +1,6 @@
 """Compressing the embedding of a model that is in memory."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.hf.config import ProjClustConfig
 from projclust.hf.generation import own_text_of
 from projclust.hf.sensitivity import model_sensitivity
-from projclust.hf.swap import input_embedding, swap_embedding
+from projclust.hf.swap import input_embedding, restore_dense, swap_embedding
 from projclust.options import Sensitivity
 from projclust.recipes.problem import Errors, Fitted, Problem, RowErrors
 from projclust.recipes.recipe import Recipe
@@ -191,9 +192,35 @@ def compress_embedding(
         assert factors is not None
         embedding.set_factors(factors.labels, factors.coefficients, bases=factors.bases, means=factors.means)
         embedding.requires_grad_(old.weight.requires_grad)
+    row_errors = RowErrors.of(embedding.rows, table)
+    try:
+        _refuse_useless(row_errors.summed(weights.values), table.dtype)
+    except ProjclustError:
+        restore_dense(model)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(table)
+        raise
     model.tie_weights()
     model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
     model.quantization_method = "projclust"
     model.is_quantized = False
     model.config.quantization_config = config
-    return Compression(config, fitted, RowErrors.of(embedding.rows, table))
+    return Compression(config, fitted, row_errors)
+
+
+# What rounding may add to an error of one, that of rows that are all zeros.
+_ROUNDING = 1e-3
+
+
+def _refuse_useless(errors: Errors, dtype: torch.dtype) -> None:
+    """Refuse rows that are not finite, or no closer to the table's than zeros would be."""
+    if not all(map(math.isfinite, errors)):
+        raise ProjclustError(
+            f"the compressed rows leave the range of {str(dtype).removeprefix('torch.')}, for the table's entries come "
+            "close to its end: convert the model to float32 or bfloat16 first"
+        )
+    if max(errors) > 1 + _ROUNDING:
+        raise ProjclustError(
+            f"the compressed table would be further off than zeros (relative error {max(errors):.3g}): "
+            "give it more bytes, or other `weights` or `codes`"
+        )

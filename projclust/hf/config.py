@@ -19,10 +19,10 @@ DEFAULT_RANK = 40
 _STORED_NAMES = {"k": "n_clusters", "j": "rank", "sensitivity": "metric"}
 _RECIPE = {part.name: _STORED_NAMES.get(part.name, part.name) for part in fields(Recipe)}
 # What only a table that was compressed has.
-_TABLE = ("num_embeddings", "embedding_dim", "cluster_ranks", "cluster_sizes", "coding")
+_TABLE = ("num_embeddings", "embedding_dim", "cluster_ranks", "cluster_sizes", "coding", "sha256")
 # Fields that the format did not always have: they are stored where they are not these.
 _LATER: dict[str, Any] = {"ranks": "equal", "loss": "l2"}
-_LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent"))
+_LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent", "sha256"))
 # Options of a compression that the table has been given, and what is used once.
 _NEVER_STORED = ("ratio", "size", "sample_weight", "tokenizer")
 # The sizes of a coded table beside those that all tables have.
@@ -61,6 +61,7 @@ class ProjClustConfig(QuantizationConfigMixin):
     cluster_ranks: list[int] | None
     cluster_sizes: list[int] | None
     coding: dict[str, Any] | None
+    sha256: str | None
 
     def __init__(
         self,
@@ -116,7 +117,7 @@ class ProjClustConfig(QuantizationConfigMixin):
         The weights are "weights" and "weights_exponent", as they are recorded.
         """
         config = copy(self)
-        config.sample_weight = config.tokenizer = None
+        config.sample_weight = config.tokenizer = config.sha256 = None
         config._set_recipe(recipe)
         config.__dict__.update(weights)
         config.num_embeddings, config.embedding_dim = shape.n, shape.d

@@ -1,6 +1,6 @@
 """How near a model with a rebuilt table comes to itself, on text of its own or random tokens; no data is needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import torch
@@ -23,7 +23,7 @@ _BLOCK_ROWS = 8192
 @torch.no_grad()
 def probe(
     model: PreTrainedModel,
-    tables: Sequence[Estimate],
+    tables: Iterable[Estimate],
     frequencies: Tensor | None,
     seed: int,
     stage: Callable[[str], None],

@@ -1,6 +1,7 @@
 """The transformers quantizer that makes compressed checkpoints load with plain ``from_pretrained``."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
+from projclust.checkpoints.tensors import read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import state_dict_to_save
-from projclust.hf.stored import check_loaded_tables, check_stored_tensors
+from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
 from projclust.hf.swap import restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
 from projclust.tables import CompressedTable, FactorizedTable
@@ -47,7 +49,11 @@ class ProjClustHfQuantizer(HfQuantizer):
                 shape = self.quantization_config.stored_shape()
             except ValueError as error:
                 raise CheckpointError(f"damaged checkpoint: {error}") from None
-            check_stored_tensors(checkpoint_files or [], shape)
+            files = [Path(file) for file in checkpoint_files or [] if Path(file).suffix == ".safetensors"]
+            check_stored_tensors(read_headers(files), shape)
+            check_digest(files, self.quantization_config.sha256, shape, at_load=True)
+            # What is in memory may change, and whoever saves it by hand has no new one.
+            self.quantization_config.sha256 = None
             swap_embedding(model, shape)
         return model
 
@@ -72,10 +78,19 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's."""
+        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's.
+
+        Called before config.json is written, which gets the digest of what will be.
+        """
+        state = self._state_to_save(model)
+        if isinstance(config := getattr(model.config, "quantization_config", None), ProjClustConfig):
+            config.sha256 = _digest_of(model, state)
+        return state, {}
+
+    def _state_to_save(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
         state, codes = state_dict_to_save(), self.quantization_config.codes
         if codes not in FLOAT_BYTES:
-            return state, {}
+            return state
         dtype: torch.dtype = getattr(torch, codes)
         state = dict(model.state_dict() if state is None else state)
         narrowed: dict[int, Tensor] = {}  # by parameter, so that tied factors stay one tensor
@@ -90,7 +105,19 @@ class ProjClustHfQuantizer(HfQuantizer):
                             f"{key} has outgrown {codes}: set config.quantization_config.codes to None"
                         )
                     state[key] = narrow
-        return state, {}
+        return state
+
+
+def _digest_of(model: PreTrainedModel, state: dict[str, Tensor] | None) -> str | None:
+    """That of the embedding in a state to save, by default the model's; None of one that is not here as a whole."""
+    for name, table in model.named_modules():
+        if isinstance(table, CompressedTable) and table.primary is table:
+            state = table.state_dict(prefix=f"{name}.") if state is None else state
+            tensors = {own: state[f"{name}.{own}"] for own in stored_dtypes(table.shape) if f"{name}.{own}" in state}
+            # Offloaded, or a shard of what other processes have.
+            elsewhere = any(tensor.is_meta or hasattr(tensor, "full_tensor") for tensor in tensors.values())
+            return None if elsewhere or len(tensors) < len(stored_dtypes(table.shape)) else digest(tensors)
+    return None
 
 
 def register() -> None:

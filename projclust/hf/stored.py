@@ -1,31 +1,92 @@
 """What a compressed checkpoint states, holds and gives: the three must agree."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
-from projclust.checkpoints.tensors import read_headers
+from projclust.checkpoints.tensors import StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.private import is_dispatched, was_read
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CodedTable, FactorizedTable
 
+# At load only tables of at most so many bytes are hashed, which takes a hundredth of a second or two.
+_HASHED_AT_LOAD = 16 * 2**20
 
-def check_stored_tensors(files: list[str], shape: FactoredShape | CodedShape) -> None:
-    """Compare the tensors' shapes in the safetensors headers with the ones config.json states.
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape | CodedShape) -> None:
+    """Compare the tensors of the safetensors headers with those config.json states: names, dtypes and shapes.
 
     What is missing shows after the load; names are no help before it, since transformers renames some on their way.
     """
-    stored = read_headers([Path(file) for file in files if Path(file).suffix == ".safetensors"])
-    mark = "decoder_scales" if isinstance(shape, CodedShape) else "bases"
-    for prefix in [key.removesuffix(mark) for key in stored if key == mark or key.endswith(f".{mark}")]:
-        for name, wanted in shape.stored.items():
-            found = stored.get(prefix + name)
+    dtypes = stored_dtypes(shape)
+    for prefix in _prefixes(stored, shape):
+        # A head that was saved untied has factors too, and a bias beside them, but no ids.
+        is_primary = isinstance(shape, CodedShape) or f"{prefix}clusters" in stored
+        for key in stored if is_primary else ():
+            if key.rpartition(".")[0] == prefix.removesuffix(".") and key.removeprefix(prefix) not in dtypes:
+                raise CheckpointError(f"damaged checkpoint: config.json says nothing of {key}")
+        for name, known in dtypes.items():
+            found, wanted = stored.get(prefix + name), shape.stored[name]
             if found is not None and found.shape != wanted:
                 raise CheckpointError(
                     f"damaged checkpoint: {prefix}{name} has shape {list(found.shape)}, expected {list(wanted)}"
                 )
+            if found is not None and found.dtype not in known:
+                raise CheckpointError(
+                    f"damaged checkpoint: {prefix}{name} has dtype {found.dtype}, expected {' or '.join(known)}"
+                )
+
+
+def stored_dtypes(shape: FactoredShape | CodedShape) -> dict[str, tuple[str, ...]]:
+    """The dtypes, as safetensors calls them, that each stored tensor of a table may have."""
+    if isinstance(shape, CodedShape):
+        return dict.fromkeys(shape.stored, ("U8",))
+    factors = ("weight", "bases", "means") if shape.affine else ("weight", "bases")
+    return {**dict.fromkeys(factors, _FLOATS), "clusters": ("U8",) if shape.k <= 256 else ("I32",)}
+
+
+def _prefixes(stored: dict[str, Any], shape: FactoredShape | CodedShape) -> list[str]:
+    """What stands before the names of a table's tensors, for each table of this kind."""
+    mark = "decoder_scales" if isinstance(shape, CodedShape) else "bases"
+    return [key.removesuffix(mark) for key in stored if key == mark or key.endswith(f".{mark}")]
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the stored tensors of a table by their last names; see docs/format.md."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {str(tensor.dtype).removeprefix('torch.')}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def check_digest(files: list[Path], sha256: Any, shape: FactoredShape | CodedShape, at_load: bool = False) -> None:
+    """Refuse stored tensors whose bytes are not those that were saved; `sha256` is None where config.json has none."""
+    if sha256 is None:
+        return
+    stored = read_headers(files)
+    for prefix in _prefixes(stored, shape):
+        own = {prefix + name: name for name in stored_dtypes(shape)}
+        known = [stored[key].bytes for key in own if key in stored]
+        # That one is missing is said elsewhere.
+        if len(known) < len(own) or (at_load and sum(known) > _HASHED_AT_LOAD):
+            continue
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as opened:
+                tensors |= {own[key]: opened.get_tensor(key) for key in own.keys() & set(opened.keys())}
+        if digest(tensors) != sha256:
+            raise CheckpointError(
+                f"damaged checkpoint: the tensors {prefix}* are not those that were saved (their SHA-256 is another): "
+                "get the files again"
+            )
 
 
 def check_loaded_tables(model: nn.Module) -> None:

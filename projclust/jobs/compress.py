@@ -15,7 +15,7 @@ from projclust.checkpoints.card import compressed_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.hub import check_can_push, push_folder
 from projclust.checkpoints.load import load_tokenizer
-from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint
+from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint, side_files
 from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
@@ -67,6 +67,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         hooks.warn(f"{len(lost)} tensors are no part of the model and are left out: {lost[0]}, ...")
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
+    side_files(dense.folder)  # refused before the fit
     recipe = options.recipe.settled(dense.shape)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
     own_text = own_text_of(dense.loaded.model, recipe.seed)

@@ -7,8 +7,9 @@ from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.load import load_checkpoint
 from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
-from projclust.checkpoints.tensors import stored_tensors
+from projclust.checkpoints.tensors import stored_tensors, weight_files
 from projclust.errors import ProjclustError
+from projclust.hf.stored import check_digest
 from projclust.jobs.options import ExpandOptions
 from projclust.results.reports import ExpandReport
 
@@ -22,9 +23,12 @@ def expand_checkpoint(options: ExpandOptions) -> ExpandReport:
     output = Path(options.output)
     options.check_folder()
     source = resolve_checkpoint(options.path, options.revision)
-    if quantization_method(read_json(source / CONFIG)) != "projclust":
+    config = read_json(source / CONFIG)
+    if quantization_method(config) != "projclust":
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
     loaded = load_checkpoint(source)
+    shape = loaded.model.get_input_embeddings().shape
+    check_digest(weight_files(source), config["quantization_config"].get("sha256"), shape)
     loaded.model.dequantize()
     check_space(output, bytes_to_save(loaded))
     with new_folder(output, options.overwrite) as folder:

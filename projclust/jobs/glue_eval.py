@@ -10,12 +10,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from projclust.checkpoints.folder import cannot_write, locked, made, write_options
+from projclust.checkpoints.folder import OPTIONS_FILE, cannot_write, check_target_name, locked, made, write_options
 from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.source import CONFIG, local_folder, read_json, resolve_checkpoint
 from projclust.errors import OptionError, ProjclustError
 from projclust.glue.data import load_task
-from projclust.glue.experiment import AS_IS, PAPER, SCRATCH, ModelSizes, Study, measure, prepare, weights_key
+from projclust.glue.experiment import AS_IS, MODELS, PAPER, SCRATCH, ModelSizes, Study, measure, prepare, weights_key
 from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.store import CellStore, identity_hash
 from projclust.glue.tasks import parse_tasks
@@ -83,6 +83,7 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(_working_folder(study.output, checkpoint))
+            CellStore(study.output / CELLS).all()  # what is no cell is refused now, and not after the first measurement
             write_options(study.output, replace(options, output=str(study.output)))
         accelerator.wait_for_everyone()
         return _run(study, parse_tasks(options.tasks), variants, options, hooks)
@@ -213,7 +214,11 @@ def _protocol_and_variants(options: GlueEvalOptions, sizes: ModelSizes) -> tuple
 
 @contextlib.contextmanager
 def _working_folder(output: Path, checkpoint: Path) -> Iterator[None]:
-    """Make the output folder and keep it from other runs until this one ends; refuse one that is not glue-eval's."""
+    """Make the output folder and keep it from other runs until this one ends; refuse one that is not glue-eval's.
+
+    Where the run fails before anything was measured, what was made for it is removed.
+    """
+    check_target_name(output)
     try:
         if output.exists() and not output.is_dir():
             raise ProjclustError(f"the output {output} exists and is not a folder: choose another --output")
@@ -221,9 +226,23 @@ def _working_folder(output: Path, checkpoint: Path) -> Iterator[None]:
             raise ProjclustError(f"the output {output} is in the model's own folder: choose another --output")
         if output.is_dir() and any(output.iterdir()) and not (output / CELLS).is_dir():
             raise ProjclustError(f"{output} was not written by projclust glue-eval: choose another --output")
-        with made(output), locked(output):
+        with made(output), locked(output), _emptied(output):
             (output / CELLS).mkdir(exist_ok=True)
             shutil.rmtree(output / SCRATCH, ignore_errors=True)  # left by a run that was killed
             yield
     except (OSError, SafetensorError) as error:
         raise cannot_write(output, error) from error
+
+
+@contextlib.contextmanager
+def _emptied(output: Path) -> Iterator[None]:
+    """Remove from a new folder of results what there is of it, if an error comes before any measurement."""
+    new = not (output / CELLS).exists()
+    try:
+        yield
+    except BaseException:
+        if new and not any((output / CELLS).iterdir()) and not (output / MODELS).exists():
+            for name in (SCRATCH, CELLS):
+                shutil.rmtree(output / name, ignore_errors=True)
+            (output / OPTIONS_FILE).unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""The job behind `projclust inspect`: what a checkpoint holds, from its headers and the class ids of coded tables."""
+"""The job behind `projclust inspect`: what a checkpoint holds, from its headers and the bytes of a compressed table."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from projclust.checkpoints.load import model_class
+from projclust.checkpoints.load import check_layers, model_class
 from projclust.checkpoints.source import (
     CONFIG,
     REPORT_FILE,
@@ -25,13 +25,14 @@ from projclust.coding.stored import read_classes
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
+from projclust.hf.stored import check_digest, check_stored_tensors, stored_dtypes
 from projclust.hf.swap import input_embedding
 from projclust.results.reports import HowCompressed, InspectReport, StoredTable
 from projclust.shapes import CodedShape
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
-    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no weight is loaded."""
+    """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no model is loaded."""
     folder = resolve_checkpoint(path, revision)
     config = read_json(folder / CONFIG)
     tensors = stored_tensors(folder)
@@ -39,6 +40,7 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     if method not in (None, "projclust"):
         raise ProjclustError(f"{path} is quantized with {method}, which projclust does not read")
     kind = model_class(config)
+    check_layers(config, len(tensors), folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -65,6 +67,11 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
         wanted = shape.stored["weight"]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
+    if method == "projclust":
+        check_stored_tensors(tensors, shape)
+        if lacking := sorted(stored_dtypes(shape).keys() - {key.rpartition(".")[2] for key in embedding}):
+            raise CheckpointError(f"{path} is damaged: {name}.{lacking[0]} is missing")
+        check_digest(weight_files(folder), settings.sha256, shape)
     stored = sum(tensor.bytes for tensor in embedding.values())
     report = InspectReport(
         path=path,

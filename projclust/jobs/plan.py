@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,11 +65,19 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         hooks.stage("measuring which errors the model notices")
         sensitivity = model_sensitivity(model, weights.draws, options.seed, weights.own_text)
     notes: list[str] = []
-    problem = Problem.of(table.clone(), weights.values, sensitivity=sensitivity)
-    found = list(_estimates(options, problem, sizes, hooks.stage, notes))
-    outputs: list[tuple[float | None, float | None]] = [(None, None)] * len(found)
+    problem = Problem.of(table, weights.values, sensitivity=sensitivity)
+    found: list[Estimate] = []
+
+    def estimates() -> Iterator[Estimate]:
+        """One after the other, so that no more tables are in memory than one; the rows of the pick are looked at."""
+        for estimate in _estimates(options, problem, sizes, hooks.stage, notes):
+            found.append(estimate if estimate.name == "auto" else replace(estimate, rebuild=None))
+            yield estimate
+
     if options.probe:
-        outputs = probe(model, found, weights.draws, options.seed, hooks.stage)
+        outputs = probe(model, estimates(), weights.draws, options.seed, hooks.stage)
+    else:
+        outputs = [(None, None) for _ in estimates()]
     rows = [_row(estimate, shape, *own) for estimate, own in zip(found, outputs, strict=True)]
     rows.sort(key=lambda row: (-row.bytes, row.recipe))
     if sensitivity is None:
@@ -103,8 +112,16 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
 
             plot_plan(folder / PLOT_FILE, report)
             write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
-            (folder / PLAN_FILE).write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+            (folder / PLAN_FILE).write_text(json.dumps(_without_times(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _without_times(report: PlanReport) -> dict[str, Any]:
+    """Return what is the same when the same command runs again."""
+    found = report.as_json()
+    del found["total_seconds"]
+    rows = [{name: value for name, value in row.items() if name != "seconds"} for row in found["rows"]]
+    return {**found, "rows": rows}
 
 
 def _by_script(
@@ -118,7 +135,7 @@ def _by_script(
 
     def error_of(rows: Tensor) -> float:
         if len(rows) > _SCRIPT_ROWS:  # rows are drawn by their weights, and count alike from there on
-            drawn = torch.ones(len(rows)) if weights is None else weights[rows]
+            drawn = torch.ones(len(rows)) if weights is None or not weights[rows].any() else weights[rows]
             rows = rows[torch.multinomial(drawn, _SCRIPT_ROWS, generator=generator)]
             return RowErrors.of(rebuild, problem.table, rows).relative()
         return RowErrors.of(rebuild, problem.table, rows).relative(None if weights is None else weights[rows])

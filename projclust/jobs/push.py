@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from projclust.checkpoints.folder import OPTIONS_FILE
 from projclust.checkpoints.hub import check_can_push, files_to_push, push_folder, repo_url
+from projclust.checkpoints.publish import published
 from projclust.checkpoints.source import CONFIG, local_folder, quantization_method, read_json
 from projclust.checkpoints.tensors import read_headers, stored_tensors
 from projclust.errors import ProjclustError, ServiceError
@@ -36,7 +37,10 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
         warn(f"pickles are not pushed: {', '.join(pickles)}")
     if "README.md" not in files:
         warn(f"{options.path} has no README.md: the repository will have no model card")
-    sized = [PushedFile(name, (folder / name).stat().st_size) for name in files]
+    sized = []
+    for name in files:
+        content = published(folder, name)
+        sized.append(PushedFile(name, (folder / name).stat().st_size if content is None else len(content)))
     report = PushReport(
         path=options.path,
         repo=options.repo,

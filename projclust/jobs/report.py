@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from projclust.checkpoints.card import CARD_FILE, Measurement, measured_card
-from projclust.checkpoints.folder import locked, made
+from projclust.checkpoints.folder import check_target_name, locked, made
 from projclust.checkpoints.save import fingerprint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json
 from projclust.errors import ProjclustError
@@ -43,6 +43,8 @@ def report_results(options: ReportOptions) -> Reported:
     if options.output is None and len(options.folders) > 1:
         raise ProjclustError("several DIRs make one report: say with --output where to write it")
     output = Path(options.folders[0] if options.output is None else options.output)
+    for path in (output, *map(Path, options.folders)):
+        check_target_name(path)
     try:
         for folder in options.folders:
             if not Path(folder).is_dir():

@@ -20,7 +20,7 @@ from projclust.options import (
     read_value,
 )
 from projclust.shapes import MOST_CLASSES, DenseShape, parse_size
-from projclust.weights.names import AUTO, UNIFORM, check_weights_name
+from projclust.weights.names import AUTO, MOST_EXPONENT, UNIFORM, check_weights_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +113,8 @@ class Recipe(FitOptions):
             check_weights_name(self.weights)
         if self.weights == UNIFORM and self.weights_exponent is not None:
             raise OptionError("uniform weights have no exponent: drop `weights_exponent`, or name other `weights`")
+        if (self.weights_exponent or 0) > MOST_EXPONENT:
+            raise OptionError(f"`weights_exponent` must be at most {MOST_EXPONENT:g}, not {self.weights_exponent:g}")
         if self.is_auto or not self.is_stored:
             self._check_without_subspaces()
             return

@@ -103,10 +103,9 @@ def fit(recipe: Recipe, problem: Problem) -> Fitted:
         )
         return coded_table(recipe, problem, coded, clustering)
     codes = stored_codes(recipe, problem.shape)
-    means = None if clustering.means is None else _rounded(clustering.means, codes)
-    factors = Factors(
-        clustering.labels, _rounded(clustering.coefficients, codes), _rounded(clustering.bases, codes), means
-    )
+    means = None if clustering.means is None else _rounded(clustering.means, codes, problem)
+    coefficients, bases = (_rounded(part, codes, problem) for part in (clustering.coefficients, clustering.bases))
+    factors = Factors(clustering.labels, coefficients, bases, means)
     shape = shape_of(recipe, problem.shape)
     if recipe.ranks == Ranks.ADAPTIVE:
         sizes = torch.bincount(clustering.labels, minlength=shape.k).tolist()
@@ -124,10 +123,12 @@ def coded_table(recipe: Recipe, problem: Problem, coded: CodedMatrix, clustering
     return Fitted(recipe, problem, shape.bytes, numbers, shape=shape, clustering=clustering, coded=coded)
 
 
-def _rounded(factor: Tensor, codes: str) -> Tensor:
+def _rounded(factor: Tensor, codes: str, problem: Problem) -> Tensor:
     stored = factor.to(getattr(torch, codes))
     if not torch.isfinite(stored).all():
-        raise ProjclustError(f"the factors exceed the range of {codes}: use codes bfloat16")
+        narrower = codes != problem.shape.dtype
+        way_out = "use codes bfloat16" if narrower else "convert the model to float32 or bfloat16 first"
+        raise ProjclustError(f"the factors exceed the range of {codes}: {way_out}")
     return stored
 
 
@@ -152,6 +153,6 @@ def _as_integers(factors: Factors, bits: int) -> Tensor:
     for cluster in range(len(factors.bases)):
         own = factors.labels == cluster
         if own.any():
-            steps = rounded[own].abs().amax(0).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
+            steps = rounded[own].abs().amax(0).clamp(min=torch.finfo(torch.float32).tiny) / (2 ** (bits - 1) - 1)
             rounded[own] = (rounded[own] / steps).round() * steps
     return rounded

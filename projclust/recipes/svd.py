@@ -83,6 +83,7 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
         rebuilt = _rebuilt(recipe, problem, basis[:rank])
         fitted = Fitted(recipe, problem, stored_bytes(recipe, problem.shape), problem.table.numel(), rebuilt=rebuilt)
         yield Estimate(recipe.method, fitted.bytes, fitted.errors, False, fitted.rows)
+        del rebuilt, fitted  # a table, before the next one is made
 
 
 def _basis(problem: Problem, rank: int) -> Tensor:
@@ -99,4 +100,5 @@ def _rebuilt(recipe: Recipe, problem: Problem, basis: Tensor) -> Tensor:
     if bits == 16:
         return to_half(coefficients) @ basis
     columns = coefficients.T.contiguous()
+    del coefficients
     return round_groups(columns, bits, _COLUMN_CLIPPING, problem.relative_weights).T @ basis

@@ -1,6 +1,7 @@
 """Names of row weights, such as "wordfreq:en,de"; imports no torch."""
 
-import math
+import os
+from pathlib import Path
 
 from projclust.errors import OptionError, ProjclustError
 
@@ -18,6 +19,8 @@ DEFAULT_EXPONENT = 0.4
 TOKENIZER_EXPONENT = 0.5
 # For those that a generative model tells; chosen on Gemma 3 270M.
 MODEL_EXPONENT = 0.6
+# Beyond it one token alone counts, whatever the table.
+MOST_EXPONENT = 100.0
 
 
 def check_weights_name(name: str) -> None:
@@ -34,5 +37,20 @@ def check_weights_name(name: str) -> None:
 
 def check_exponent(exponent: float) -> None:
     """Refuse a power to which frequencies cannot be raised."""
-    if not (math.isfinite(exponent) and exponent > 0):
-        raise ProjclustError(f"the exponent of row weights must be a number greater than 0, not {exponent}")
+    if not 0 < exponent <= MOST_EXPONENT:
+        raise ProjclustError(
+            f"the exponent of row weights must be a number greater than 0, at most {MOST_EXPONENT:g}, not {exponent}"
+        )
+
+
+def recorded(name: str) -> str:
+    """A name as results hold it: commas between languages, and only the last part of a path on this machine."""
+    source, _, detail = name.partition(":")
+    if source == COUNTS:
+        return f"{COUNTS}:{Path(detail).name}"
+    if source in (WORDFREQ, TOKENIZER):
+        return name.replace("+", ",")
+    path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
+    if source == TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
+        return f"{TEXT}:{Path(path).resolve().name}{colon}{config}"
+    return name

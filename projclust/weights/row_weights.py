@@ -1,6 +1,5 @@
 """`RowWeights`: row weights with their name, as jobs read, use and record them."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,15 +122,7 @@ class RowWeights:
     @property
     def recorded(self) -> str:
         """The name as results hold it: commas between languages, and only the last part of a path on this machine."""
-        source, _, detail = self.name.partition(":")
-        if source == names.COUNTS:
-            return f"{names.COUNTS}:{Path(detail).name}"
-        if source in (names.WORDFREQ, names.TOKENIZER):
-            return self.name.replace("+", ",")
-        path, colon, config = (detail, "", "") if os.path.exists(detail) else detail.partition(":")
-        if source == names.TEXT and (os.path.exists(path) or path.startswith((".", "/", "~"))):
-            return f"{names.TEXT}:{Path(path).resolve().name}{colon}{config}"
-        return self.name
+        return names.recorded(self.name)
 
 
 def _languages(detail: str) -> list[str]:

