@@ -170,7 +170,10 @@ def main() -> None:
     add_glue_option(parser)
     parser.add_argument("--tatoeba", type=Path, default=None, help="A folder of sentences in other languages.")
     parser.add_argument("--bits", default="0.5,1,1.5,2,3,3.5,4", help="Stored bits for each weight.")
-    parser.add_argument("--speed", type=float, default=2.0, metavar="BITS", help="Time generation at this size.")
+    parser.add_argument("--others", default="int8,int4,int3,int2,pq:bits=2", help="Baselines.")
+    parser.add_argument(
+        "--speed", type=float, default=2.0, metavar="BITS", help="Time generation at this size; 0: not."
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write the scores.")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="Draw the curve.")
     arguments = parser.parse_args()
@@ -185,8 +188,7 @@ def main() -> None:
         lines = [path.read_text(encoding="utf-8").splitlines()[:_OF_A_LANGUAGE] for path in files]
         texts.append(Text(model, tokenizer, [line for own in lines for line in own]))
     recipes = [Recipe(bits=float(bits)) for bits in arguments.bits.split(",")]
-    recipes += [Recipe(method=method) for method in ("int8", "int4", "int3", "int2")]
-    recipes.append(Recipe(method="pq", bits=2))
+    recipes += [Recipe.parse(text) for text in arguments.others.split(",") if text]
     print("| table | bits | MB | perplexity | KL | same token | KL, other languages |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     scores: list[Score] = []
@@ -199,7 +201,8 @@ def main() -> None:
             arguments.json.write_text(json.dumps([asdict(score) for score in scores], indent=1) + "\n")
     if arguments.plot is not None:
         plot(scores, arguments.plot)
-    speed(model, tokenizer, arguments.speed)
+    if arguments.speed:
+        speed(model, tokenizer, arguments.speed)
 
 
 if __name__ == "__main__":
