@@ -22,12 +22,11 @@ from projclust.errors import CheckpointError, ProjclustError, ServiceError, is_o
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 # What `projclust compress` says of the folder it wrote.
 REPORT_FILE = "projclust_report.json"
 
-# The small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers
-# modules.
-_SIDE_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer*.json",
     "*vocab*.json",
     "*vocab*.txt",
@@ -39,6 +38,12 @@ _SIDE_FILES = (
     "normalizer.json",
     "word_*.json",
     "bpe.codes",
+)
+
+# The small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers
+# modules.
+_SIDE_FILES = (
+    *_TOKENIZER_FILES,
     "generation_config.json",
     "*preprocessor_config.json",
     "processor_config.json",
@@ -151,6 +156,11 @@ def quantization_method(config: dict[str, Any]) -> str | None:
 def is_side_file(name: str) -> bool:
     """Whether a file, by its path inside a checkpoint, travels with the weights."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a side file is one of the tokenizer's."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TOKENIZER_FILES)
 
 
 def leads_out(path: Path, folder: Path) -> bool:
