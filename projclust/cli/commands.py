@@ -27,7 +27,7 @@ from projclust.jobs.options import (
     ReportOptions,
 )
 from projclust.onnx_export.needs import require_packages
-from projclust.results.reports import Report
+from projclust.results.reports import InspectExportReport, Report
 from projclust.results.rows import Row
 
 if TYPE_CHECKING:  # slow to import
@@ -125,15 +125,20 @@ def report(options: ReportOptions, format: Format) -> None:
 
 @command
 def inspect(options: InspectOptions, format: Format) -> None:
-    """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance.
+    """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance; or a folder of ONNX files.
 
     Example: projclust inspect roberta-base-projclust
     """
-    from projclust.jobs.inspect import inspect_checkpoint
+    from projclust.jobs.inspect import inspect_folder
 
-    result, path = inspect_checkpoint(options.path, options.revision), quoted(options.path)
-    dense = f"projclust compress {path} --k 5 --ratio 0.4"
-    _print(result, format, inspect_lines, f"projclust expand {path} -o DIR" if result.compressed else dense)
+    result, path = inspect_folder(options.path, options.revision), quoted(options.path)
+    if isinstance(result, InspectExportReport):
+        next_step = f"projclust push {path} REPO"
+    elif result.compressed:
+        next_step = f"projclust expand {path} -o DIR"
+    else:
+        next_step = f"projclust compress {path} --k 5 --ratio 0.4"
+    _print(result, format, inspect_lines, next_step)
 
 
 @command
@@ -185,7 +190,10 @@ def push(options: PushOptions, format: Format) -> None:
 
     with progress_bar():  # never begun: an upload has bars of the Hub client's own
         result = push_checkpoint(options, warn)
-    next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
+    kinds = {Path(file.path).suffix for file in result.files if "/" not in file.path}
+    only_graphs = ".json" in kinds and ".safetensors" not in kinds
+    shown = f"{result.url} shows how to load it" if only_graphs else f"projclust inspect {options.repo}"
+    next_step = "drop --dry-run to push it" if options.dry_run else shown
     _print(result, format, push_lines, next_step)
 
 

@@ -8,10 +8,12 @@ from projclust.results.reports import (
     ExpandReport,
     ExportReport,
     HowCompressed,
+    InspectExportReport,
     InspectReport,
     PlanReport,
     PushReport,
     ScriptErrors,
+    StoredGraph,
     script_text,
 )
 from projclust.results.rows import Row
@@ -93,8 +95,24 @@ def export_lines(result: ExportReport) -> list[str]:
     return aligned([*rows, ("written", result.output)])
 
 
-def inspect_lines(result: InspectReport) -> list[str]:
+def _body(graph: StoredGraph) -> str:
+    return f"opset {graph.opset}" if graph.body is None else f"body {graph.body}, opset {graph.opset}"
+
+
+def _export_rows(result: InspectExportReport) -> list[tuple[str, str]]:
+    dense = result.model_bytes_dense
+    sizes = [(graph, f"{megabytes(graph.bytes)} ({dense / graph.bytes:.1f}x smaller)") for graph in result.graphs]
+    return [
+        ("model", f"{result.model_class}, {result.task or 'of no task that is known'}"),
+        ("dense weights", f"{megabytes(dense)} in float32"),
+        *((graph.path, f"{size}, {_body(graph)}") for graph, size in sizes),
+    ]
+
+
+def inspect_lines(result: InspectReport | InspectExportReport) -> list[str]:
     """What `projclust inspect` prints."""
+    if isinstance(result, InspectExportReport):
+        return aligned(_export_rows(result))
     rows = [
         ("model", f"{result.model_class}, {megabytes(result.model_bytes_stored)} of weights"),
         ("embedding", f"{result.embedding}, {result.n:,} x {result.d}"),
@@ -103,6 +121,7 @@ def inspect_lines(result: InspectReport) -> list[str]:
     for name, part in result.parts.items():
         shape = "x".join(map(str, part.shape))
         rows.append((f"  {name.rpartition('.')[2]}", f"{shape} {part.dtype}, {part.bytes:,} bytes"))
+    rows += [(graph.path, f"{megabytes(graph.bytes)}, {_body(graph)}") for graph in result.graphs]
     how = result.how
     if how is None:
         return aligned([*rows, ("compressed", "no")])

@@ -182,6 +182,16 @@ class HowCompressed:
     versions: dict[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class StoredGraph:
+    """An ONNX file of a folder; `body` says how its weights beside the table are stored, where its name tells."""
+
+    path: str
+    body: str | None
+    bytes: int
+    opset: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectReport(Report):
     """What `projclust inspect` found; the JSON has the fields of `stored` and `how` among the others."""
@@ -196,6 +206,7 @@ class InspectReport(Report):
     bits_per_weight: float
     model_bytes_stored: int
     parts: "dict[str, StoredTensor]"
+    graphs: list[StoredGraph]
     stored: StoredTable | None = None
     how: HowCompressed | None = None
 
@@ -203,6 +214,20 @@ class InspectReport(Report):
         content = super().as_json()
         stored, how = (content.pop("stored") or {}), (content.pop("how") or {})
         return content | {name: value for name, value in stored.items() if value is not None} | how
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectExportReport(Report):
+    """What `projclust inspect` found in a folder of ONNX files.
+
+    `model_bytes_dense` are those of all weights of the model in float32, the table among them.
+    """
+
+    path: str
+    model_class: str
+    task: str | None
+    graphs: list[StoredGraph]
+    model_bytes_dense: int
 
 
 @dataclass(frozen=True)
