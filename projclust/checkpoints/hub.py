@@ -134,6 +134,10 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
                 warn(f"{repo} holds weights, with a config, tokenizer and card of their own: only {GRAPHS}/ is pushed")
                 names = [name for name in names if name.startswith(f"{GRAPHS}/")]
             weights = set()
+        elif kept := sorted(name for name in stored.difference(names) if re.fullmatch(rf"{GRAPHS}/[^/]+\.onnx", name)):
+            warn(
+                f"{repo} keeps {', '.join(kept)}, which may be of other weights: push the folder with graphs of its own"
+            )
         stale = sorted(weights.difference(names))
         deleted = [CommitOperationDelete(name, is_folder=False) for name in stale]
         added = [CommitOperationAdd(name, published(folder, name) or folder / name) for name in names]

@@ -56,7 +56,7 @@ def side_files(source: Path) -> list[Path]:
         CheckpointError: one of them leads out of the folder, and so would be published under this model's name, or may
             not be read.
     """
-    paths = _side_files(source)
+    paths = found_side_files(source)
     for path in paths:
         name = path.relative_to(source).as_posix()
         if leads_out(path, source):
@@ -66,7 +66,8 @@ def side_files(source: Path) -> list[Path]:
     return paths
 
 
-def _side_files(folder: Path) -> list[Path]:
+def found_side_files(folder: Path) -> list[Path]:
+    """The small files that travel with the weights of a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in paths if is_side_file(path.relative_to(folder).as_posix())]
 
@@ -77,7 +78,7 @@ def fingerprint(folder: Path) -> str:
     The model card and projclust's own reports are left out, so a card may be rewritten without making another model.
     """
     digest = hashlib.sha256()
-    for path in [folder / CONFIG, *weight_files(folder), *_side_files(folder)]:
+    for path in [folder / CONFIG, *weight_files(folder), *found_side_files(folder)]:
         content = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
         with path.open("rb") as file:
             while block := file.read(2**20):

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from projclust.errors import CheckpointError, ProjclustError, ServiceError, is_out_of_reach
+from projclust.onnx_export.needs import GRAPHS, Body
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -57,8 +58,8 @@ _SIDE_FILES = (
 )
 
 
-def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded first when `model` is a Hub id."""
+def resolve_checkpoint(model: str, revision: str | None = None, graphs: bool = False) -> Path:
+    """The local folder of a checkpoint, downloaded first when `model` is a Hub id; with its ONNX files where asked."""
     if not model:
         raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
     check_name(model)
@@ -74,6 +75,7 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
     patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
+    patterns += [f"{GRAPHS}/{body.file}" for body in Body if graphs]
     try:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:

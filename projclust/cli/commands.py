@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from projclust.checkpoints.source import local_folder
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
@@ -127,13 +128,15 @@ def report(options: ReportOptions, format: Format) -> None:
 def inspect(options: InspectOptions, format: Format) -> None:
     """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance; or a folder of ONNX files.
 
+    The download is all that programs load of it; of a folder of ONNX files, with the smallest graph.
+
     Example: projclust inspect roberta-base-projclust
     """
     from projclust.jobs.inspect import inspect_folder
 
     result, path = inspect_folder(options.path, options.revision), quoted(options.path)
     if isinstance(result, InspectExportReport):
-        next_step = f"projclust push {path} REPO"
+        next_step = f"projclust push {path} REPO" if local_folder(options.path) else "its card shows how to load it"
     elif result.compressed:
         next_step = f"projclust expand {path} -o DIR"
     else:
@@ -190,10 +193,7 @@ def push(options: PushOptions, format: Format) -> None:
 
     with progress_bar():  # never begun: an upload has bars of the Hub client's own
         result = push_checkpoint(options, warn)
-    kinds = {Path(file.path).suffix for file in result.files if "/" not in file.path}
-    only_graphs = ".json" in kinds and ".safetensors" not in kinds
-    shown = f"{result.url} shows how to load it" if only_graphs else f"projclust inspect {options.repo}"
-    next_step = "drop --dry-run to push it" if options.dry_run else shown
+    next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
     _print(result, format, push_lines, next_step)
 
 

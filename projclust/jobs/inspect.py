@@ -30,20 +30,24 @@ from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
 from projclust.hf.stored import check_digest, check_stored_tensors, stored_dtypes
 from projclust.hf.swap import input_embedding
+from projclust.jobs.download import checkpoint_download, graph_download
 from projclust.onnx_export.needs import outputs_of
-from projclust.results.reports import HowCompressed, InspectExportReport, InspectReport, StoredTable
+from projclust.results.reports import HowCompressed, InspectExportReport, InspectReport, StoredGraph, StoredTable
 from projclust.shapes import CodedShape
 
 
 def inspect_folder(path: str, revision: str | None = None) -> InspectReport | InspectExportReport:
     """Return what a checkpoint holds or, of a folder of ONNX files alone, what these do; no model is loaded."""
-    folder = local_folder(path)
-    if folder is None or has_weights(folder):
-        return inspect_checkpoint(path, revision)
     folder = resolve_checkpoint(path, revision)
-    graphs = stored_graphs(folder)
-    if not graphs:
-        return inspect_checkpoint(path, revision)
+    if not has_weights(folder):
+        if local_folder(path) is None:
+            folder = resolve_checkpoint(path, revision, graphs=True)
+        if graphs := stored_graphs(folder):
+            return _graphs(path, folder, graphs)
+    return _checkpoint(path, folder)
+
+
+def _graphs(path: str, folder: Path, graphs: list[StoredGraph]) -> InspectExportReport:
     model = _described(folder, read_json(folder / CONFIG), 0)
     made = outputs_of(type(model).__name__)
     return InspectExportReport(
@@ -51,13 +55,17 @@ def inspect_folder(path: str, revision: str | None = None) -> InspectReport | In
         model_class=type(model).__name__,
         task=None if made is None else made[0],
         graphs=graphs,
+        download=graph_download(folder, min(graph.bytes for graph in graphs)),
         model_bytes_dense=4 * model.num_parameters(),
     )
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no model is loaded."""
-    folder = resolve_checkpoint(path, revision)
+    return _checkpoint(path, resolve_checkpoint(path, revision))
+
+
+def _checkpoint(path: str, folder: Path) -> InspectReport:
     config = read_json(folder / CONFIG)
     tensors = stored_tensors(folder)
     method = quantization_method(config)
@@ -101,6 +109,7 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
         bits_per_weight=8 * stored / (n * d),
         model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()),
         parts=dict(sorted(embedding.items())),
+        download=checkpoint_download(folder, stored, model, method == "projclust"),
         graphs=stored_graphs(folder),
     )
     if method is None:

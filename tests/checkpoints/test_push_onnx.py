@@ -69,8 +69,10 @@ def test_a_folder_of_graphs_arrives_whole(hub: Hub, program: Program, exported: 
     assert wanted < set(files_at(hub))
     assert not [name for name, content in files_at(hub).items() if str(exported.parent).encode() in content]
     assert push(program, exported, REPO).json["changed"] is False
-    shown = program("push", exported, REPO, HF_TOKEN=WRITER)
-    assert shown.out.endswith(f"next: {hub.url}/{REPO} shows how to load it\n")
+    shown, here = (program("inspect", where, "--format", "json").json for where in (REPO, exported))
+    assert {**shown, "path": str(exported)} == here
+    assert {graph["body"] for graph in shown["graphs"]} == {"float32", "int8"}
+    assert program("inspect", REPO).out.endswith("next: its card shows how to load it\n")
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
@@ -95,7 +97,8 @@ def test_graphs_never_touch_what_belongs_to_the_weights_of_a_repository(
 
 def test_weights_never_remove_graphs(hub: Hub, program: Program, made: Path, exported: Path) -> None:
     push(program, exported, REPO)
-    push(program, made / "compressed", REPO)
+    told = push(program, made / "compressed", REPO).err
+    assert told.startswith(f"warning: {REPO} keeps onnx/model.onnx, onnx/model_quantized.onnx, which may be of other")
     graphs = {f"onnx/{path.name}" for path in (exported / "onnx").iterdir()}
     assert set(files_at(hub)) == set(as_published(made / "compressed")) | graphs
     again = push(program, exported, REPO)  # which is there already
@@ -124,7 +127,9 @@ def test_a_checkpoint_with_graphs_is_pushed_with_both(hub: Hub, program: Program
         (downloaded / name).parent.mkdir(parents=True, exist_ok=True)
         (downloaded / name).write_bytes(content)
     AutoModel.from_pretrained(downloaded)
-    assert program("inspect", REPO, "--format", "json").json["compressed"] is True
+    shown, here = (program("inspect", where, "--format", "json").json for where in (REPO, both))
+    assert shown["compressed"] is True
+    assert shown["download"] == here["download"]
 
 
 def test_a_card_of_ones_own(hub: Hub, program: Program, both: Path) -> None:

@@ -131,6 +131,9 @@ def test_inspects_a_folder_of_graphs(cli: Cli, refused: Refused, folder: Path, t
     for file in written["files"]:
         assert file["path"] in read
     assert f"next: projclust push {tmp_path / 'out'} REPO" in read
+    parts = shown["download"]
+    assert parts["graph"]["bytes"] == min(file["bytes"] for file in written["files"])
+    assert parts["other"]["bytes"] == sum((tmp_path / "out" / name).stat().st_size for name in ("config.json",))
     # Beside weights, they are lines more.
     (tmp_path / "out" / "onnx").rename(folder / "onnx")
     beside = cli("inspect", folder, "--format", "json").json
