@@ -10,12 +10,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
 from projclust.errors import CheckpointError
-from projclust.onnx_export.needs import Body
-from projclust.results.reports import CompressReport, ExportReport, script_text
+from projclust.onnx_export.needs import Body, outputs_of
+from projclust.results.reports import CompressReport, ExportReport, StoredGraph, script_text
 
 CARD_FILE = "README.md"
 
 _PAPER = "https://arxiv.org/abs/2010.04290"
+_GRAPHS_BEGIN, _GRAPHS_END = "<!-- projclust export: begin -->", "<!-- projclust export: end -->"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
 
 
@@ -102,14 +103,48 @@ Inputs: {", ".join(report.inputs)}; output: {", ".join(report.outputs)}; any bat
 
 ## Load it
 
-```python
-{_python_lines(report, smallest.path, is_sentence_encoder=(source / "modules.json").is_file())}
+{_load_lines(report.task, smallest.path, smallest.body, is_sentence_encoder(source))}"""
+
+
+def with_graphs(card: str, kind: str, graphs: Sequence[StoredGraph], sentences: bool) -> str:
+    """The card of a checkpoint whose folder also holds graphs: what they are, and how they load without projclust.
+
+    The section takes the place of an earlier one; else it comes before the sources. `kind` is the model's class, and
+    `sentences` says whether sentence-transformers loads it.
+    """
+    smallest = min(graphs, key=lambda graph: graph.bytes)
+    rows = "\n".join(f"| `{graph.path}` | {graph.body or ''} | {graph.bytes:,} |" for graph in graphs)
+    made = outputs_of(kind)
+    load = "" if made is None else "\n" + _load_lines(made[0], smallest.path, smallest.body, sentences)
+    section = f"""{_GRAPHS_BEGIN}
+## Load it without projclust, as ONNX
+
+| file | weights beside the table | bytes |
+| --- | --- | ---: |
+{rows}
+{load}{_GRAPHS_END}
+"""
+    earlier = re.compile(f"\n?{re.escape(_GRAPHS_BEGIN)}.*?{re.escape(_GRAPHS_END)}\n?", re.DOTALL)
+    card = earlier.sub("", card)
+    before, sources, after = card.rpartition("\n## Source\n")
+    return f"{before}\n{section}{sources}{after}" if sources else f"{card.rstrip()}\n\n{section}"
+
+
+def is_sentence_encoder(folder: Path) -> bool:
+    """Whether sentence-transformers loads a model."""
+    return (folder / "modules.json").is_file()
+
+
+def _load_lines(task: str, path: str, body: str | None, sentences: bool) -> str:
+    """How Python and, where its pipelines can, JavaScript load a graph."""
+    return f"""```python
+{_python_lines(task, path, sentences)}
 ```
-{_javascript_lines(report, smallest.body)}"""
+{_javascript_lines(task, body)}"""
 
 
-def _python_lines(report: ExportReport, path: str, is_sentence_encoder: bool) -> str:
-    if is_sentence_encoder and report.task == "feature-extraction":
+def _python_lines(task: str, path: str, sentences: bool) -> str:
+    if sentences and task == "feature-extraction":
         file = f'model_kwargs={{"file_name": "{path}"}}'
         return f"""from sentence_transformers import SentenceTransformer  # pip install sentence-transformers[onnx]
 model = SentenceTransformer("path/or/repo", backend="onnx", {file})
@@ -120,17 +155,19 @@ tokens = transformers.AutoTokenizer.from_pretrained("path")(["A sentence."], ret
 outputs = session.run(None, {{given.name: tokens[given.name] for given in session.get_inputs()}})"""
 
 
-def _javascript_lines(report: ExportReport, body: str) -> str:
-    if report.task == "text-generation":
+def _javascript_lines(task: str, body: str | None) -> str:
+    if task == "text-generation":
         return """
 The graph reads a whole text and gives the logits of every token. It keeps no keys and values: pipelines that generate
 text, of transformers.js and optimum, need graphs that do.
 """
-    more = ', { pooling: "mean", normalize: true }' if report.task == "feature-extraction" else ""
+    if body is None:  # a name that is none of transformers.js's
+        return ""
+    more = ', { pooling: "mean", normalize: true }' if task == "feature-extraction" else ""
     return f"""
 ```js
 import {{ pipeline }} from "@huggingface/transformers";
-const run = await pipeline("{report.task}", "path/or/repo", {{ dtype: "{Body(body).dtype}" }});
+const run = await pipeline("{task}", "path/or/repo", {{ dtype: "{Body(body).dtype}" }});
 const result = await run("A sentence."{more});
 ```
 """

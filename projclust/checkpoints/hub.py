@@ -18,9 +18,12 @@ import projclust
 from projclust.checkpoints.publish import published
 from projclust.checkpoints.source import CONFIG, leads_out, one_line
 from projclust.errors import ProjclustError, ServiceError
+from projclust.onnx_export.needs import GRAPHS
 
 # What a loader would take in place of, or beside, the weights just pushed.
 _WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+# Weights of a kind that is not written here, which a config of ours may not fit.
+_THEIR_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model)\b.*\.(bin|h5|msgpack)(\.index\.json)?")
 
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -33,9 +36,13 @@ _WORTH_ANOTHER_TRY = (408, 409, 412, 423, 425, 429)
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push left on the Hub; `changed` is False when every file was there already, and no commit was made."""
+    """What a push left on the Hub; `changed` is False when every file was there already, and no commit was made.
+
+    `files` are those of the folder that went there.
+    """
 
     url: str
+    files: list[str]
     private: bool
     commit: str
     changed: bool
@@ -105,8 +112,10 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
     """Make `repo` hold the files of a folder, in one commit; the repository is created when there is none.
 
     Weight files that `repo` has and the folder has not are removed, for a loader could prefer them. Every other file
-    that only `repo` has stays. `private` is about a repository that is created; False leaves that to the owner's
-    settings. After an error the repository is as it was, and what is uploaded already need not be again.
+    that only `repo` has stays. A folder without weights removes none: of it, where `repo` holds weights, only the
+    graphs are pushed, for the config, the tokenizer and the card there belong to these weights. `private` is about a
+    repository that is created; False leaves that to the owner's settings. After an error the repository is as it was,
+    and what is uploaded already need not be again.
     """
     url = repo_url(repo)
     names, _ = files_to_push(folder)
@@ -119,13 +128,23 @@ def push_folder(folder: Path, repo: str, private: bool, warn: Callable[[str], No
         if before.private and not private:
             warn(f"{repo} is private: its settings on the Hub can make it public")
         stored = {sibling.rfilename for sibling in before.siblings or []}
-        stale = sorted(name for name in stored.difference(names) if _WEIGHT_FILES.fullmatch(name))
+        weights = {name for name in stored if _WEIGHT_FILES.fullmatch(name)}
+        if not any(map(_WEIGHT_FILES.fullmatch, names)):
+            if weights or any(map(_THEIR_WEIGHTS.fullmatch, stored)):
+                warn(f"{repo} holds weights, with a config, tokenizer and card of their own: only {GRAPHS}/ is pushed")
+                names = [name for name in names if name.startswith(f"{GRAPHS}/")]
+            weights = set()
+        elif kept := sorted(name for name in stored.difference(names) if re.fullmatch(rf"{GRAPHS}/[^/]+\.onnx", name)):
+            warn(
+                f"{repo} keeps {', '.join(kept)}, which may be of other weights: push the folder with graphs of its own"
+            )
+        stale = sorted(weights.difference(names))
         deleted = [CommitOperationDelete(name, is_folder=False) for name in stale]
         added = [CommitOperationAdd(name, published(folder, name) or folder / name) for name in names]
         message = f"Push with projclust {projclust.__version__}"
         # Not upload_folder: on a slow line it makes several commits, and between them the shards fit no index.
         commit = api.create_commit(repo, [*deleted, *added], commit_message=message)
-    return Pushed(url, bool(before.private), commit.oid, commit.oid != before.sha)
+    return Pushed(url, names, bool(before.private), commit.oid, commit.oid != before.sha)
 
 
 def _client(repo: str) -> HfApi:

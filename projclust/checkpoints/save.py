@@ -1,12 +1,13 @@
 """Writing a checkpoint: the model, what travels beside it, and the hash of both."""
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
 from projclust.checkpoints.load import Loaded
-from projclust.checkpoints.source import CONFIG, is_side_file, leads_out
+from projclust.checkpoints.source import CONFIG, TOKENIZER, is_side_file, leads_out
 from projclust.checkpoints.tensors import weight_files
 from projclust.errors import CheckpointError
 
@@ -25,11 +26,27 @@ def save_checkpoint(loaded: Loaded, folder: Path) -> None:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind."""
+    """Copy tokenizer, processor, licence and sentence-transformers files; weights, configs and code stay behind.
+
+    The tokenizer's JSON is written without its spaces, which are half of it where a vocabulary is a list of scores.
+    """
     for path in side_files(source):
         destination = target / path.relative_to(source)
         destination.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, destination)
+        content = without_spaces(path) if destination == target / TOKENIZER else None
+        if content is None:
+            shutil.copyfile(path, destination)
+        else:
+            destination.write_bytes(content)
+
+
+def without_spaces(path: Path) -> bytes | None:
+    """The same JSON in as few bytes as it takes; None where it is none, or one that not every reader takes."""
+    try:
+        value = json.loads(path.read_bytes())
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):  # half a surrogate pair, which UTF-8 cannot hold, is a ValueError too
+        return None
 
 
 def side_files(source: Path) -> list[Path]:
@@ -39,7 +56,7 @@ def side_files(source: Path) -> list[Path]:
         CheckpointError: one of them leads out of the folder, and so would be published under this model's name, or may
             not be read.
     """
-    paths = _side_files(source)
+    paths = found_side_files(source)
     for path in paths:
         name = path.relative_to(source).as_posix()
         if leads_out(path, source):
@@ -49,7 +66,8 @@ def side_files(source: Path) -> list[Path]:
     return paths
 
 
-def _side_files(folder: Path) -> list[Path]:
+def found_side_files(folder: Path) -> list[Path]:
+    """The small files that travel with the weights of a folder."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in paths if is_side_file(path.relative_to(folder).as_posix())]
 
@@ -60,7 +78,7 @@ def fingerprint(folder: Path) -> str:
     The model card and projclust's own reports are left out, so a card may be rewritten without making another model.
     """
     digest = hashlib.sha256()
-    for path in [folder / CONFIG, *weight_files(folder), *_side_files(folder)]:
+    for path in [folder / CONFIG, *weight_files(folder), *found_side_files(folder)]:
         content = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
         with path.open("rb") as file:
             while block := file.read(2**20):

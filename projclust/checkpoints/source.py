@@ -18,16 +18,16 @@ from huggingface_hub.errors import (
 )
 
 from projclust.errors import CheckpointError, ProjclustError, ServiceError, is_out_of_reach
+from projclust.onnx_export.needs import GRAPHS, Body
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
 # What `projclust compress` says of the folder it wrote.
 REPORT_FILE = "projclust_report.json"
 
-# The small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers
-# modules.
-_SIDE_FILES = (
+_TOKENIZER_FILES = (
     "tokenizer*.json",
     "*vocab*.json",
     "*vocab*.txt",
@@ -39,6 +39,12 @@ _SIDE_FILES = (
     "normalizer.json",
     "word_*.json",
     "bpe.codes",
+)
+
+# The small files that travel with the weights: tokenizers, processors, generation settings, sentence-transformers
+# modules.
+_SIDE_FILES = (
+    *_TOKENIZER_FILES,
     "generation_config.json",
     "*preprocessor_config.json",
     "processor_config.json",
@@ -52,8 +58,8 @@ _SIDE_FILES = (
 )
 
 
-def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded first when `model` is a Hub id."""
+def resolve_checkpoint(model: str, revision: str | None = None, graphs: bool = False) -> Path:
+    """The local folder of a checkpoint, downloaded first when `model` is a Hub id; with its ONNX files where asked."""
     if not model:
         raise ProjclustError("MODEL is empty: name a local folder or a model on the Hub")
     check_name(model)
@@ -69,6 +75,7 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
     patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
+    patterns += [f"{GRAPHS}/{body.file}" for body in Body if graphs]
     try:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:
@@ -151,6 +158,11 @@ def quantization_method(config: dict[str, Any]) -> str | None:
 def is_side_file(name: str) -> bool:
     """Whether a file, by its path inside a checkpoint, travels with the weights."""
     return any(name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a side file is one of the tokenizer's."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _TOKENIZER_FILES)
 
 
 def leads_out(path: Path, folder: Path) -> bool:

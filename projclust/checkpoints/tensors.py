@@ -21,6 +21,11 @@ class StoredTensor:
     bytes: int
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds safetensors weights, or says that it does."""
+    return (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, one or all its shards."""
     if (folder / WEIGHTS).is_file():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from projclust.checkpoints.source import local_folder
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
@@ -27,7 +28,7 @@ from projclust.jobs.options import (
     ReportOptions,
 )
 from projclust.onnx_export.needs import require_packages
-from projclust.results.reports import Report
+from projclust.results.reports import InspectExportReport, Report
 from projclust.results.rows import Row
 
 if TYPE_CHECKING:  # slow to import
@@ -125,15 +126,22 @@ def report(options: ReportOptions, format: Format) -> None:
 
 @command
 def inspect(options: InspectOptions, format: Format) -> None:
-    """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance.
+    """Show what a checkpoint holds: shapes, subspaces, bytes by part, error, provenance; or a folder of ONNX files.
+
+    The download is all that programs load of it; of a folder of ONNX files, with the smallest graph.
 
     Example: projclust inspect roberta-base-projclust
     """
-    from projclust.jobs.inspect import inspect_checkpoint
+    from projclust.jobs.inspect import inspect_folder
 
-    result, path = inspect_checkpoint(options.path, options.revision), quoted(options.path)
-    dense = f"projclust compress {path} --k 5 --ratio 0.4"
-    _print(result, format, inspect_lines, f"projclust expand {path} -o DIR" if result.compressed else dense)
+    result, path = inspect_folder(options.path, options.revision), quoted(options.path)
+    if isinstance(result, InspectExportReport):
+        next_step = f"projclust push {path} REPO" if local_folder(options.path) else "its card shows how to load it"
+    elif result.compressed:
+        next_step = f"projclust expand {path} -o DIR"
+    else:
+        next_step = f"projclust compress {path} --k 5 --ratio 0.4"
+    _print(result, format, inspect_lines, next_step)
 
 
 @command

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from projclust.cli.output import aligned, megabytes
 from projclust.results.reports import (
     CompressReport,
+    DownloadPart,
     ExpandReport,
     ExportReport,
     HowCompressed,
+    InspectExportReport,
     InspectReport,
     PlanReport,
     PushReport,
     ScriptErrors,
+    StoredGraph,
     script_text,
 )
 from projclust.results.rows import Row
@@ -93,8 +96,36 @@ def export_lines(result: ExportReport) -> list[str]:
     return aligned([*rows, ("written", result.output)])
 
 
-def inspect_lines(result: InspectReport) -> list[str]:
+def _download_rows(parts: dict[str, DownloadPart]) -> list[tuple[str, str]]:
+    """All that is downloaded, and a line for each part and what to do about it."""
+    rows = [("download", megabytes(sum(part.bytes for part in parts.values())))]
+    for name, part in parts.items():
+        text = f"{megabytes(part.bytes)}, {part.share:.1%}"
+        if part.advice is not None:
+            text += f": {part.advice}" + (f" ({megabytes(part.saves)} less)" if part.saves else "")
+        rows.append((f"  {name}", text))
+    return rows
+
+
+def _body(graph: StoredGraph) -> str:
+    return f"opset {graph.opset}" if graph.body is None else f"body {graph.body}, opset {graph.opset}"
+
+
+def _export_rows(result: InspectExportReport) -> list[tuple[str, str]]:
+    dense = result.model_bytes_dense
+    sizes = [(graph, f"{megabytes(graph.bytes)} ({dense / graph.bytes:.1f}x smaller)") for graph in result.graphs]
+    return [
+        ("model", f"{result.model_class}, {result.task or 'of no task that is known'}"),
+        ("dense weights", f"{megabytes(dense)} in float32"),
+        *((graph.path, f"{size}, {_body(graph)}") for graph, size in sizes),
+        *_download_rows(result.download),
+    ]
+
+
+def inspect_lines(result: InspectReport | InspectExportReport) -> list[str]:
     """What `projclust inspect` prints."""
+    if isinstance(result, InspectExportReport):
+        return aligned(_export_rows(result))
     rows = [
         ("model", f"{result.model_class}, {megabytes(result.model_bytes_stored)} of weights"),
         ("embedding", f"{result.embedding}, {result.n:,} x {result.d}"),
@@ -103,6 +134,8 @@ def inspect_lines(result: InspectReport) -> list[str]:
     for name, part in result.parts.items():
         shape = "x".join(map(str, part.shape))
         rows.append((f"  {name.rpartition('.')[2]}", f"{shape} {part.dtype}, {part.bytes:,} bytes"))
+    rows += [(graph.path, f"{megabytes(graph.bytes)}, {_body(graph)}") for graph in result.graphs]
+    rows += _download_rows(result.download)
     how = result.how
     if how is None:
         return aligned([*rows, ("compressed", "no")])
@@ -124,7 +157,7 @@ def plan_lines(result: PlanReport) -> Iterator[str]:
     size = f"{result.n:,} x {result.d}, {megabytes(result.bytes_dense)} dense"
     weights = result.weights_chosen or result.weights
     rows = [("embedding", size), ("row weights", weights), ("sensitivity", result.metric)]
-    yield from aligned(rows)
+    yield from aligned([*rows, *_download_rows(result.download)])
     yield ""
     extra = [name for name in ("cosine", "kl") if any(getattr(row, name) is not None for row in result.rows)]
     table = [["recipe", "bits", "size", "smaller", "error", "weighted", *extra]]

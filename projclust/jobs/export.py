@@ -19,13 +19,10 @@ from projclust.jobs.options import ExportOptions
 from projclust.onnx_export.body import with_body
 from projclust.onnx_export.check import largest_difference, require_numbers, run_onnx
 from projclust.onnx_export.graph import OPSET, export_graph
-from projclust.onnx_export.needs import Body
+from projclust.onnx_export.needs import GRAPHS, Body
 from projclust.onnx_export.task import run_torch, task_of
 from projclust.results.reports import ExportedFile, ExportReport
 from projclust.tables import CompressedTable
-
-# Where transformers.js, optimum and sentence-transformers look for graphs.
-_GRAPHS = "onnx"
 
 
 def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportReport:
@@ -58,7 +55,7 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
         inputs=task.inputs,
         outputs=task.outputs,
         opset=OPSET,
-        files=[ExportedFile(f"{_GRAPHS}/{body.file}", str(body), len(graph)) for body, graph in graphs.items()],
+        files=[ExportedFile(f"{GRAPHS}/{body.file}", str(body), len(graph)) for body, graph in graphs.items()],
         model_bytes_dense=_dense_bytes(model),
         largest_difference=difference,
         versions=versions("onnx", "onnxruntime"),
@@ -66,9 +63,9 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
     check_space(Path(options.output), sum(map(len, graphs.values())))
     with new_folder(Path(options.output), options.overwrite) as folder:
         copy_side_files(source, folder)
-        (folder / _GRAPHS).mkdir()
+        (folder / GRAPHS).mkdir()
         for body, graph in graphs.items():
-            (folder / _GRAPHS / body.file).write_bytes(graph)
+            (folder / GRAPHS / body.file).write_bytes(graph)
         _write_config(model, graphs, folder)
         (folder / CARD_FILE).write_text(exported_card(report, source), encoding="utf-8")
         write_options(folder, options)

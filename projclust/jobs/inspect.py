@@ -4,21 +4,24 @@ import math
 from dataclasses import replace
 from operator import mul
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
+from projclust.checkpoints.graphs import stored_graphs
 from projclust.checkpoints.load import check_layers, model_class
 from projclust.checkpoints.source import (
     CONFIG,
     REPORT_FILE,
+    local_folder,
     one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
 )
-from projclust.checkpoints.tensors import StoredTensor, embedding_tensors, stored_tensors, weight_files
+from projclust.checkpoints.tensors import StoredTensor, embedding_tensors, has_weights, stored_tensors, weight_files
 from projclust.coding.layout import class_layouts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.stored import read_classes
@@ -27,26 +30,48 @@ from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
 from projclust.hf.stored import check_digest, check_stored_tensors, stored_dtypes
 from projclust.hf.swap import input_embedding
-from projclust.results.reports import HowCompressed, InspectReport, StoredTable
+from projclust.jobs.download import checkpoint_download, graph_download
+from projclust.onnx_export.needs import outputs_of
+from projclust.results.reports import HowCompressed, InspectExportReport, InspectReport, StoredGraph, StoredTable
 from projclust.shapes import CodedShape
+
+
+def inspect_folder(path: str, revision: str | None = None) -> InspectReport | InspectExportReport:
+    """Return what a checkpoint holds or, of a folder of ONNX files alone, what these do; no model is loaded."""
+    folder = resolve_checkpoint(path, revision)
+    if not has_weights(folder):
+        if local_folder(path) is None:
+            folder = resolve_checkpoint(path, revision, graphs=True)
+        if graphs := stored_graphs(folder):
+            return _graphs(path, folder, graphs)
+    return _checkpoint(path, folder)
+
+
+def _graphs(path: str, folder: Path, graphs: list[StoredGraph]) -> InspectExportReport:
+    model = _described(folder, read_json(folder / CONFIG), 0)
+    made = outputs_of(type(model).__name__)
+    return InspectExportReport(
+        path=path,
+        model_class=type(model).__name__,
+        task=None if made is None else made[0],
+        graphs=graphs,
+        download=graph_download(folder, min(graph.bytes for graph in graphs)),
+        model_bytes_dense=4 * model.num_parameters(),
+    )
 
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no model is loaded."""
-    folder = resolve_checkpoint(path, revision)
+    return _checkpoint(path, resolve_checkpoint(path, revision))
+
+
+def _checkpoint(path: str, folder: Path) -> InspectReport:
     config = read_json(folder / CONFIG)
     tensors = stored_tensors(folder)
     method = quantization_method(config)
     if method not in (None, "projclust"):
         raise ProjclustError(f"{path} is quantized with {method}, which projclust does not read")
-    kind = model_class(config)
-    check_layers(config, len(tensors), folder)
-    try:
-        model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = without_weights(kind, model_config)
-    except Exception as error:  # a damaged config can make transformers raise nearly anything
-        raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
+    model = _described(folder, config, len(tensors))
     name, module = input_embedding(model)
     n, d = module.num_embeddings, module.embedding_dim
     embedding = embedding_tensors(tensors, name)
@@ -76,7 +101,7 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     report = InspectReport(
         path=path,
         compressed=method == "projclust",
-        model_class=kind.__name__,
+        model_class=model_class(config).__name__,
         embedding=name,
         n=n,
         d=d,
@@ -84,6 +109,8 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
         bits_per_weight=8 * stored / (n * d),
         model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()),
         parts=dict(sorted(embedding.items())),
+        download=checkpoint_download(folder, stored, model, method == "projclust"),
+        graphs=stored_graphs(folder),
     )
     if method is None:
         return report
@@ -94,6 +121,18 @@ def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
         table, codes = StoredTable(sum(math.prod(tensor.shape) for tensor in factors)), weight.dtype
     ranks = table.ranks or settings.cluster_ranks or [settings.rank] * settings.n_clusters
     return replace(report, stored=table, how=_how(folder, settings, codes, ranks))
+
+
+def _described(folder: Path, config: dict[str, Any], tensors: int) -> PreTrainedModel:
+    """The model that config.json describes, without weights."""
+    kind = model_class(config)
+    check_layers(config, tensors, folder)
+    try:
+        model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return without_weights(kind, model_config)
+    except Exception as error:  # a damaged config can make transformers raise nearly anything
+        raise CheckpointError(f"{folder / CONFIG} describes no model: {one_line(error)}") from error
 
 
 def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape) -> StoredTable:

@@ -24,6 +24,7 @@ from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
 from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Hooks, choose_device, load_dense, versions
+from projclust.jobs.download import checkpoint_download
 from projclust.jobs.options import DEFAULT_BITS, PlanOptions
 from projclust.options import Codes, Sensitivity
 from projclust.recipes.problem import Estimate, Problem, RowErrors
@@ -88,11 +89,12 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     if pick is not None:
         estimate = next(one for one in found if one.name == "auto" and one.bytes == pick.bytes)
         pick = replace(pick, errors_by_script=_by_script(tokenizer, problem, estimate))
+    bytes_dense = sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values())
     report = PlanReport(
         model=options.model,
         n=shape.n,
         d=shape.d,
-        bytes_dense=sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values()),
+        bytes_dense=bytes_dense,
         weights=weights.recorded,
         metric=str(by_model),
         seed=options.seed,
@@ -104,6 +106,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         versions=versions(),
         output=options.output,
         weights_chosen=weights.chosen,
+        download=checkpoint_download(dense.folder, bytes_dense, model, compressed=False),
     )
     if options.output is not None:
         hooks.stage(f"writing {options.output}")

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from projclust.checkpoints.folder import OPTIONS_FILE
+from projclust.checkpoints.graphs import stored_graphs
 from projclust.checkpoints.hub import check_can_push, files_to_push, push_folder, repo_url
 from projclust.checkpoints.publish import published
 from projclust.checkpoints.source import CONFIG, local_folder, quantization_method, read_json
-from projclust.checkpoints.tensors import read_headers, stored_tensors
+from projclust.checkpoints.tensors import has_weights, read_headers, stored_tensors
 from projclust.errors import ProjclustError, ServiceError
 from projclust.jobs.options import PushOptions
 from projclust.results.reports import PushedFile, PushReport
@@ -31,7 +32,8 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
     if method != "projclust" and not (folder / OPTIONS_FILE).is_file():
         raise ProjclustError(f"{options.path} was not written by projclust, which pushes only what it wrote")
     files, pickles = files_to_push(folder)
-    stored_tensors(folder)
+    if not stored_graphs(folder) or has_weights(folder):
+        stored_tensors(folder)
     read_headers([folder / name for name in files if name.endswith(".safetensors")])
     if pickles:
         warn(f"pickles are not pushed: {', '.join(pickles)}")
@@ -57,4 +59,6 @@ def push_checkpoint(options: PushOptions, warn: Callable[[str], None] = lambda t
         pushed = push_folder(folder, options.repo, options.private, warn)
     except ServiceError as error:
         raise ServiceError(f"{error}; run the same command again to complete the push") from error
+    went = [file for file in sized if file.path in pushed.files]
+    report = replace(report, files=went, bytes=sum(file.bytes for file in went))
     return replace(report, private=pushed.private, commit=pushed.commit, changed=pushed.changed)

@@ -1,4 +1,4 @@
-"""What an export needs that projclust itself does not; imports none of it.
+"""What an export needs that projclust itself does not, and the names of what it makes; imports none of it.
 
 onnx holds graphs, onnxscript is what torch's exporter translates with, and onnxruntime has the quantizers and runs the
 result for the check. They come with the extra `onnx`.
@@ -9,6 +9,20 @@ from importlib.util import find_spec
 
 from projclust.errors import ProjclustError
 from projclust.options import Choice
+
+# Where transformers.js, optimum and sentence-transformers look for graphs.
+GRAPHS = "onnx"
+
+# What a class makes, by the end of its name; the first that fits.
+_OUTPUTS = {
+    "ForMaskedLM": ("fill-mask", ("logits",)),
+    "ForCausalLM": ("text-generation", ("logits",)),
+    "LMHeadModel": ("text-generation", ("logits",)),
+    "ForSequenceClassification": ("text-classification", ("logits",)),
+    "ForTokenClassification": ("token-classification", ("logits",)),
+    "ForQuestionAnswering": ("question-answering", ("start_logits", "end_logits")),
+    "Model": ("feature-extraction", ("last_hidden_state",)),
+}
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # The first whose exporter says that it is at work, as tables have to know.
@@ -35,6 +49,11 @@ class Body(Choice):
     def dtype(self) -> str:
         """What transformers.js calls it."""
         return {"float32": "fp32", "int8": "q8", "int4": "q4"}[self.value]
+
+
+def outputs_of(kind: str) -> tuple[str, tuple[str, ...]] | None:
+    """The task of a class of models, as the Hub calls it, and the outputs of its graph; None where there is none."""
+    return next((own for end, own in _OUTPUTS.items() if kind.endswith(end)), None)
 
 
 def require_packages() -> None:

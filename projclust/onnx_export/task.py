@@ -9,17 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from projclust.errors import ProjclustError
-
-# What a class makes, by the end of its name; the first that fits.
-_OUTPUTS = {
-    "ForMaskedLM": ("fill-mask", ("logits",)),
-    "ForCausalLM": ("text-generation", ("logits",)),
-    "LMHeadModel": ("text-generation", ("logits",)),
-    "ForSequenceClassification": ("text-classification", ("logits",)),
-    "ForTokenClassification": ("token-classification", ("logits",)),
-    "ForQuestionAnswering": ("question-answering", ("start_logits", "end_logits")),
-    "Model": ("feature-extraction", ("last_hidden_state",)),
-}
+from projclust.onnx_export.needs import outputs_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ def task_of(model: PreTrainedModel) -> Task:
     if getattr(model.config, "is_encoder_decoder", False):
         raise ProjclustError(f"{kind} has an encoder and a decoder, which need a graph each: it cannot be exported")
     parameters = signature(model.forward).parameters
-    found = next((own for end, own in _OUTPUTS.items() if kind.endswith(end)), None)
+    found = outputs_of(kind)
     if found is None or "input_ids" not in parameters or "pixel_values" in parameters:
         raise ProjclustError(
             f"{kind} cannot be exported: there are graphs of text models without a head and of those for "

@@ -1,6 +1,6 @@
 """What the commands report, a record each. Its fields are the keys of the JSON, in that order. Imports no torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # records of rooms above, which reports hold as they are
@@ -118,6 +118,19 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
+class DownloadPart:
+    """A part of what programs download of a model: its bytes, their share of all of it, and what makes it smaller.
+
+    `advice` is None where nothing here does; `saves` are the bytes that it is known to save.
+    """
+
+    bytes: int
+    share: float
+    advice: str | None = None
+    saves: int | None = None
+
+
+@dataclass(frozen=True)
 class Pick:
     """The command to go on with, and the rule by which it was chosen."""
 
@@ -130,7 +143,10 @@ class Pick:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Report):
-    """What `projclust plan` found; the rows come by falling size, and `pick` is None where no size fits."""
+    """What `projclust plan` found; the rows come by falling size, and `pick` is None where no size fits.
+
+    `download` has the parts of `InspectReport`.
+    """
 
     model: str
     n: int
@@ -147,6 +163,7 @@ class PlanReport(Report):
     versions: dict[str, str]
     output: str | None
     weights_chosen: str | None = None
+    download: dict[str, DownloadPart] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,9 +199,23 @@ class HowCompressed:
     versions: dict[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class StoredGraph:
+    """An ONNX file of a folder; `body` says how its weights beside the table are stored, where its name tells."""
+
+    path: str
+    body: str | None
+    bytes: int
+    opset: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectReport(Report):
-    """What `projclust inspect` found; the JSON has the fields of `stored` and `how` among the others."""
+    """What `projclust inspect` found; the JSON has the fields of `stored` and `how` among the others.
+
+    `download` is all that programs load of the checkpoint: the `table`, the `body` (all other weights), the files of
+    the `tokenizer`, and `other` ones such as configs. Cards and reports are none of it.
+    """
 
     path: str
     compressed: bool
@@ -196,6 +227,8 @@ class InspectReport(Report):
     bits_per_weight: float
     model_bytes_stored: int
     parts: "dict[str, StoredTensor]"
+    download: dict[str, DownloadPart]
+    graphs: list[StoredGraph]
     stored: StoredTable | None = None
     how: HowCompressed | None = None
 
@@ -203,6 +236,22 @@ class InspectReport(Report):
         content = super().as_json()
         stored, how = (content.pop("stored") or {}), (content.pop("how") or {})
         return content | {name: value for name, value in stored.items() if value is not None} | how
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectExportReport(Report):
+    """What `projclust inspect` found in a folder of ONNX files.
+
+    `model_bytes_dense` are those of all weights of the model in float32, the table among them. `download` is what
+    programs load with the smallest `graph`.
+    """
+
+    path: str
+    model_class: str
+    task: str | None
+    graphs: list[StoredGraph]
+    download: dict[str, DownloadPart]
+    model_bytes_dense: int
 
 
 @dataclass(frozen=True)

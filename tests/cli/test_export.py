@@ -119,3 +119,26 @@ def test_nan_weights_are_refused(refused: Refused, tmp_path: Path) -> None:
         model.bert.encoder.layer[0].output.dense.bias[0] = torch.nan
     model.save_pretrained(tmp_path / "model")
     assert "differ by" in refused("export", tmp_path / "model", "-o", tmp_path / "out")
+
+
+def test_inspects_a_folder_of_graphs(cli: Cli, refused: Refused, folder: Path, tmp_path: Path) -> None:
+    written = cli("export", folder, "-o", tmp_path / "out", "--body", "float32,int8", "--format", "json").json
+    shown = cli("inspect", tmp_path / "out", "--format", "json").json
+    assert [{**file, "opset": written["opset"]} for file in written["files"]] == shown["graphs"]
+    for name in ("model_class", "task", "model_bytes_dense"):
+        assert shown[name] == written[name], name
+    read = cli("inspect", tmp_path / "out").out
+    for file in written["files"]:
+        assert file["path"] in read
+    assert f"next: projclust push {tmp_path / 'out'} REPO" in read
+    parts = shown["download"]
+    assert parts["graph"]["bytes"] == min(file["bytes"] for file in written["files"])
+    assert parts["other"]["bytes"] == sum((tmp_path / "out" / name).stat().st_size for name in ("config.json",))
+    # Beside weights, they are lines more.
+    (tmp_path / "out" / "onnx").rename(folder / "onnx")
+    beside = cli("inspect", folder, "--format", "json").json
+    assert (beside["graphs"], beside["compressed"]) == (shown["graphs"], True)
+    assert "onnx/model_quantized.onnx" in cli("inspect", folder).out
+    assert "holds no safetensors weights" in refused("inspect", tmp_path / "out")
+    (folder / "onnx" / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert "model.onnx is not a readable ONNX file" in refused("inspect", folder)
