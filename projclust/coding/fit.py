@@ -28,6 +28,8 @@ from projclust.shapes import MOST_CLASSES, CodedShape
 
 Progress = Callable[[int, int], None]
 
+_DECODED_ROWS = 1024
+
 
 class Coder(Choice):
     """The codes that `fit_coded` chooses from."""
@@ -180,10 +182,14 @@ def encode_table(
         if widen:
             starts = torch.arange(len(block), device=device) * layout.row_bytes
             same = torch.full_like(starts, number)
-            decoded = unit_coordinates(codes[-1], windows, starts, same) * read.deviations[number]
-            own, coded = rows.weights[block], read.kinds[number] != NONE
-            energy[number, 0] += own @ coordinates[:, coded].double().square().sum(1)
-            energy[number, 1] += own @ decoded.double().square().sum(1)
+            own, coded, norms = rows.weights[block], read.kinds[number] != NONE, []
+            # Some rows at a time, for what decoding makes on its way takes many times as much as they.
+            for few in range(0, len(block), _DECODED_ROWS):
+                part = slice(few, few + _DECODED_ROWS)
+                decoded = unit_coordinates(codes[-1], windows, starts[part], same[part]) * read.deviations[number]
+                before = coordinates[part][:, coded].double().square().sum(1)
+                norms.append(torch.stack([before, decoded.double().square().sum(1)]))
+            energy[number] += torch.stack([own @ norm for norm in torch.cat(norms, 1)])
     if widen:
         wider = read.deviations * widening(energy[:, 0], energy[:, 1]).float().unsqueeze(1)
         stored, _ = store_side_tables(replace(read, deviations=wider), decoder_bits)

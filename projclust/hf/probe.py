@@ -61,6 +61,7 @@ def probe(
                 pairs = zip(distributions, others, strict=True)
                 divergence = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0))
         found.append((cosine, divergence))
+        del table  # what it rebuilds, before the next one is made
     return found
 
 

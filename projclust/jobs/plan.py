@@ -74,11 +74,12 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         for estimate in _estimates(options, problem, sizes, hooks.stage, notes):
             found.append(estimate if estimate.name == "auto" else replace(estimate, rebuild=None))
             yield estimate
+            del estimate  # with its table, before the next one is made
 
     if options.probe:
         outputs = probe(model, estimates(), weights.draws, options.seed, hooks.stage)
     else:
-        outputs = [(None, None) for _ in estimates()]
+        outputs = list(map(_unprobed, estimates()))
     rows = [_row(estimate, shape, *own) for estimate, own in zip(found, outputs, strict=True)]
     rows.sort(key=lambda row: (-row.bytes, row.recipe))
     if sensitivity is None:
@@ -117,6 +118,11 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
             write_options(folder, replace(options, weights=weights.name, sensitivity=by_model))
             (folder / PLAN_FILE).write_text(json.dumps(_without_times(report), indent=2) + "\n", encoding="utf-8")
     return report
+
+
+def _unprobed(estimate: Estimate) -> tuple[None, None]:
+    """Stands for the outputs of an estimate, which no one keeps: in a loop the last one would live on."""
+    return None, None
 
 
 def _without_times(report: PlanReport) -> dict[str, Any]:

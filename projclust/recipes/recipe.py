@@ -284,6 +284,7 @@ class Recipe(FitOptions):
         found, started = self._module.estimate([self, *sizes], problem), time.perf_counter()
         for estimate in found:
             yield replace(estimate, seconds=time.perf_counter() - started)
+            del estimate  # it may hold a table, and so would the next one
             started = time.perf_counter()
 
     def identity(self) -> dict[str, Any]:

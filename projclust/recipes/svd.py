@@ -101,4 +101,6 @@ def _rebuilt(recipe: Recipe, problem: Problem, basis: Tensor) -> Tensor:
         return to_half(coefficients) @ basis
     columns = coefficients.T.contiguous()
     del coefficients
-    return round_groups(columns, bits, _COLUMN_CLIPPING, problem.relative_weights).T @ basis
+    rounded = round_groups(columns, bits, _COLUMN_CLIPPING, problem.relative_weights)
+    del columns
+    return rounded.T @ basis
