@@ -83,6 +83,7 @@ def run(arguments: Sequence[str]) -> int:
             message = error.format_message()
             if not message:  # `projclust` alone: the help was printed
                 return USAGE_MISTAKE
+            message = message.replace("Value error, ", "")  # which kind of Python error it was
             return _fail(f"{message} (projclust --help lists what there is)", USAGE_MISTAKE, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILURE, debug)
 

@@ -6,32 +6,18 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from commandline import Outcome, snapshot
-from hub_server import OWNER, READER, WRITER, Hub, Program, running_hub
+from hub_server import OWNER, READER, WRITER, Hub, Program
 from tiny_models import tiny_model
 
 from projclust import compress_model
 from projclust.cli.app import run
 
 REPO = f"{OWNER}/tiny"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def program(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = Program(server, tmp_path_factory.mktemp("home"))
-    yield program
-    program.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +35,6 @@ def written(program: Program, dense: Path) -> Path:
     outcome = program("compress", dense, "--k", 3, "--j", 5, "-o", folder)
     assert outcome.code == 0, outcome.err
     return folder
-
-
-@pytest.fixture
-def hub(server: Hub) -> Hub:
-    server.reset()
-    return server
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_graphs  # noqa: F401, which skips where torch is too old
 import pytest
 from checkpoints.test_push import REPO, as_published, files_at, one_line, push
-from hub_server import WRITER, Hub, Program, running_hub
+from hub_server import WRITER, Hub, Program
 from tiny_models import VOCABULARY, tiny_model
 from transformers import AutoModel
 from weights.tiny_tokenizers import wordpiece
@@ -16,25 +15,6 @@ from weights.tiny_tokenizers import wordpiece
 from projclust.cli.app import run
 from projclust.jobs.export import export_checkpoint
 from projclust.jobs.options import ExportOptions
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def program(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    program = Program(server, tmp_path_factory.mktemp("home"))
-    yield program
-    program.close()
-
-
-@pytest.fixture
-def hub(server: Hub) -> Hub:
-    server.reset()
-    return server
 
 
 @pytest.fixture(scope="module")

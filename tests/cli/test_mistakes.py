@@ -43,7 +43,7 @@ Refused = Callable[..., str]
         (["--j", "5", "--ranks", "adaptive", "--method", "random"], "adaptive ranks are of several subspaces"),
         (["--j", "5", "--ranks", "adaptive", "--loss", "l1"], "use loss l2"),
         (["--j", "5", "--method", "random", "--loss", "huber"], "its loss must be l2"),
-        (["--k", "3", "--j", "5", "--codes", "int3"], "int3"),
+        (["--k", "3", "--j", "5", "--codes", "int3"], "Invalid value for '--codes': 'int3' is not one of"),
         (["--k", "3", "--j", "5", "--weights", "zipf"], "counts:FILE, text:SOURCE or uniform"),
         (["--k", "3", "--j", "5", "--weights", "counts:absent.txt"], "cannot read the counts file"),
         (["--k", "3", "--j", "5", "--restarts", "0"], "restarts"),
