@@ -34,6 +34,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         *rate,
         ("bytes of the embedding in the file", f"{report.bytes_dense:,} -> {report.bytes_stored:,}"),
         ("bytes of all weights", f"{report.model_bytes_dense:,} -> {report.model_bytes_stored:,}"),
+        *_body_rows(report),
         ("stored bits per original weight", f"{report.bits_per_weight:.2f} ({report.codes})"),
         ("relative squared error", f"{report.relative_error:.4f}"),
         *(weighted if report.weights != "uniform" else []),
@@ -48,7 +49,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
 # {_heading(report.model)}, embedding compressed by projclust
 
 {_what_was_done(report)}
-No other weight was changed, and nothing was trained.
+{_what_of_the_body(report)}
 
 {table}
 {dense}
@@ -73,6 +74,25 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 Made with projclust {report.versions["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """
+
+
+def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
+    if report.body is None:
+        return []
+    size = f"{report.body_bytes_dense:,} -> {report.body_bytes_stored:,}"
+    return [
+        (f"bytes of the body's weights ({report.body})", size),
+        ("relative squared error of the body's weights", f"{report.body_relative_error:.2g}"),
+    ]
+
+
+def _what_of_the_body(report: CompressReport) -> str:
+    if report.body is None:
+        return "No other weight was changed, and nothing was trained."
+    return (
+        f"The other matrices are stored as {report.body} and become floats again when they are loaded. "
+        "Nothing was trained."
+    )
 
 
 def expanded_card(model: str, source: Path) -> str:

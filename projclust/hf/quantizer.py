@@ -12,12 +12,13 @@ from transformers.quantizers.base import HfQuantizer
 
 from projclust.checkpoints.tensors import read_headers
 from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.body import Scales, packed_state, stored_body
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import state_dict_to_save
+from projclust.hf.private import forget_unpacking, state_dict_to_save, unpacking
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
 from projclust.hf.swap import restore_dense, swap_embedding
-from projclust.options import FLOAT_BYTES
+from projclust.options import FLOAT_BYTES, Body
 from projclust.tables import CompressedTable, FactorizedTable
 
 
@@ -28,6 +29,14 @@ class ProjClustHfQuantizer(HfQuantizer):
     is_trainable = is_compileable = True
     is_qat_trainable = True  # Trainer asks for it when no adapter is attached
     quantization_config: ProjClustConfig
+
+    def __init__(self, quantization_config: ProjClustConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.body_scales: Scales = {}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What becomes of the tensors of a checkpoint while they are read: a packed body becomes floats."""
+        return [unpacking(self.body_scales)] if self.pre_quantized and self.quantization_config.body else []
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse checkpoints of a later format."""
@@ -50,15 +59,19 @@ class ProjClustHfQuantizer(HfQuantizer):
             except ValueError as error:
                 raise CheckpointError(f"damaged checkpoint: {error}") from None
             files = [Path(file) for file in checkpoint_files or [] if Path(file).suffix == ".safetensors"]
-            check_stored_tensors(read_headers(files), shape)
+            headers = read_headers(files)
+            check_stored_tensors(headers, shape)
             check_digest(files, self.quantization_config.sha256, shape, at_load=True)
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
             swap_embedding(model, shape)
+            if self.quantization_config.body is not None:
+                stored_body(model, headers, Body(self.quantization_config.body))
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
+            forget_unpacking(model)
             check_loaded_tables(model)
         else:
             config = self.quantization_config
@@ -78,7 +91,8 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's.
+        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's, and
+        the other weights as `body` says.
 
         Called before config.json is written, which gets the digest of what will be.
         """
@@ -88,7 +102,9 @@ class ProjClustHfQuantizer(HfQuantizer):
         return state, {}
 
     def _state_to_save(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
-        state, codes = state_dict_to_save(), self.quantization_config.codes
+        state, codes, body = state_dict_to_save(), self.quantization_config.codes, self.quantization_config.body
+        if body is not None:
+            state = packed_state(model, state, Body(body), self.body_scales)
         if codes not in FLOAT_BYTES:
             return state
         dtype: torch.dtype = getattr(torch, codes)

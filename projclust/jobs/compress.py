@@ -20,9 +20,11 @@ from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
 from projclust.errors import ProjclustError
+from projclust.hf.body import saved_bytes
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
 from projclust.hf.swap import dense_parts
+from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
@@ -68,10 +70,12 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     side_files(dense.folder)  # refused before the fit
-    recipe = options.recipe.settled(dense.shape)
+    model, beside = dense.loaded.model, sum(tensor.nbytes for tensor in dense.loaded.extra.values())
+    recipes = recipes_of_size(model, options.recipe, beside)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
-    own_text = own_text_of(dense.loaded.model, recipe.seed)
+    own_text = own_text_of(model, options.recipe.seed)
     weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn, own_text)
+    recipe = best_recipe(model, recipes, weights, hooks.stage)
     report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
         return report
@@ -83,7 +87,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     svd_errors = _error_by_rank(svd.spectra[0])
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
-    compression = compress_embedding(dense.loaded.model, recipe, weights, run)
+    compression = compress_embedding(model, recipe, weights, run)
     report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
@@ -103,7 +107,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
         report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
-        card = compressed_card(report, dense.folder, type(dense.loaded.model).__name__)
+        card = compressed_card(report, dense.folder, type(model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # The options make the same folder again, which is no reason to publish it again.
         settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)
@@ -125,7 +129,7 @@ def _foreseen(
     options: CompressOptions, recipe: Recipe, dense: Dense, weights: RowWeights, device: torch.device
 ) -> CompressReport:
     """Return the report as far as it is known before the fit; stored bytes are foreseen here, measured once written."""
-    table, source = dense.shape, stored_tensors(dense.folder)
+    table, model, source = dense.shape, dense.loaded.model, stored_tensors(dense.folder)
     size = recipe.stored_bytes(table)
     factored = None if recipe.is_auto else shape_of(recipe, table)
     return CompressReport(
@@ -154,8 +158,10 @@ def _foreseen(
         versions=versions(),
         embedding=dense.name,
         model_bytes_dense=sum(tensor.bytes for tensor in source.values()),
-        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size,
-        dense_parts=dense_parts(dense.loaded.model),
+        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size - saved_bytes(model, recipe.body),
+        body=None if recipe.body is None else str(recipe.body),
+        # Rounded with the body.
+        dense_parts=dense_parts(model) if recipe.body is None else [],
         device=str(device),
         weights_chosen=weights.chosen,
     )
@@ -174,6 +180,13 @@ def _fitted(report: CompressReport, compression: Compression) -> CompressReport:
         relative_error=compression.errors.plain,
         weighted_relative_error=compression.errors.weighted,
     )
+    if (body := compression.body) is not None:
+        report = replace(
+            report,
+            body_bytes_dense=body.bytes_dense,
+            body_bytes_stored=body.bytes_stored,
+            body_relative_error=body.relative_error,
+        )
     clustering, coded = fitted.clustering, fitted.coded
     if clustering is not None:
         groups = torch.bincount(clustering.labels, minlength=config.n_clusters).tolist()
