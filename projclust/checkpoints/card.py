@@ -39,6 +39,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         ("relative squared error", f"{report.relative_error:.4f}"),
         *(weighted if report.weights != "uniform" else []),
         *([] if by_script is None else [("the same by script", by_script)]),
+        *_outputs_rows(report),
         (f"SVD of equal size ({svd.codes}) would have", f"{svd.weighted_relative_error:.4f}"),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
@@ -74,6 +75,14 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 Made with projclust {report.versions["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """
+
+
+def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
+    if report.output_kl is not None:
+        return [("KL divergence of the next token, on text that the model made up", f"{report.output_kl:.4f}")]
+    if report.output_cosine is not None:
+        return [("cosine of the outputs to the dense model's, on random tokens", f"{report.output_cosine:.4f}")]
+    return []
 
 
 def _body_rows(report: CompressReport) -> list[tuple[str, str]]:

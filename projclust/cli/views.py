@@ -64,12 +64,22 @@ def compress_lines(report: CompressReport) -> list[str]:
         rows += [
             ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
             *_script_rows(report.errors_by_script),
+            *_outputs_rows(report),
             ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),
             ("written", report.output),
         ]
     if report.pushed_to is not None:
         rows.append(("pushed to", report.pushed_to))
     return aligned(rows)
+
+
+def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
+    """How near the outputs are to the dense model's."""
+    if report.output_kl is not None:
+        return [("outputs", f"KL divergence of the next token {report.output_kl:.4f}, on text of the model's own")]
+    if report.output_cosine is not None:
+        return [("outputs", f"cosine {report.output_cosine:.4f} to the dense model's, on random tokens")]
+    return []
 
 
 def _body_rows(report: CompressReport) -> list[tuple[str, str]]:

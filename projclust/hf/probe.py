@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from projclust.errors import ProjclustError
+from projclust.errors import OptionError, ProjclustError
 from projclust.hf.generation import own_text_of
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
@@ -43,6 +43,11 @@ class Probe:
 
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, frequencies: Tensor | None, seed: int) -> None:
+        """See the class.
+
+        Raises:
+            OptionError: the model takes more than tokens.
+        """
         self.model, self.embedding = model, input_embedding(model)[1]
         n, device = len(self.embedding.weight), self.embedding.weight.device
         self.ids = _sequences(model, frequencies, n, seed).to(device)
@@ -50,14 +55,23 @@ class Probe:
         self.is_tied = head is not None and head.weight is self.embedding.weight
         # No other rows matter where only the input reads the table.
         self.read = torch.arange(n, device=device) if self.is_tied else self.ids.unique()
-        self.sentences, self.distributions = _outputs(model, self.ids, self.is_tied)
+        try:
+            self.sentences, self.distributions = _outputs(model, self.ids, self.is_tied)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(
+                f"what the model says of tokens cannot be told: {' '.join(str(error).split())}"
+            ) from error
 
-    @torch.no_grad()
     def outputs(self, rows: Tensor) -> Outputs:
         """How near the model's outputs are with these rows (N, d) in place of those that are read; it comes out as it
         went in."""
         with rows_replaced(self.embedding, self.read, rows):
-            other, others = _outputs(self.model, self.ids, self.is_tied)
+            return self.outputs_now()
+
+    @torch.no_grad()
+    def outputs_now(self) -> Outputs:
+        """How near the outputs are of the model as it is meanwhile."""
+        other, others = _outputs(self.model, self.ids, self.is_tied)
         cosine = float(torch.cosine_similarity(self.sentences, other).mean())
         if not self.is_tied:
             return Outputs(cosine, None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from projclust.checkpoints.card import compressed_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
@@ -19,10 +20,11 @@ from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_chec
 from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
-from projclust.errors import ProjclustError
+from projclust.errors import OptionError, ProjclustError
 from projclust.hf.body import saved_bytes
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
+from projclust.hf.probe import Probe
 from projclust.hf.swap import dense_parts
 from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import errors_by_script
@@ -81,6 +83,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         return report
     check_space(options.folder, report.model_bytes_stored)
 
+    dense_outputs = _dense_outputs(model, weights, recipe.seed)
     hooks.stage(_what_is_fitted(recipe, dense.shape))
     svd_options = ClusteringOptions(1, 1, method=Method.SVD)
     svd = fit_clustering(table, svd_options, weights.values, device=team.device, process_group=team.group)
@@ -89,6 +92,9 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     run = Run(team.device, team.group, hooks.step, hooks.rows)
     compression = compress_embedding(model, recipe, weights, run)
     report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
+    if dense_outputs is not None:
+        outputs = dense_outputs.outputs_now()
+        report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
@@ -116,6 +122,14 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         content = {name: value for name, value in report.as_json().items() if name != "pushed_to"}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return replace(report, pushed_to=_pushed_to(options, hooks))
+
+
+def _dense_outputs(model: PreTrainedModel, weights: RowWeights, seed: int) -> Probe | None:
+    """What the model says before it is compressed; None of one that takes more than tokens."""
+    try:
+        return Probe(model, weights.draws, seed)
+    except OptionError:
+        return None
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:

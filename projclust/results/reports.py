@@ -56,7 +56,9 @@ class CompressReport(Report):
     """What `projclust compress` did; what only a fit can tell is None before it.
 
     `body` is how the weights beside the table are stored, None where as they were; its bytes and relative error are
-    those of the weights that were rounded. projclust_report.json is without `pushed_to`, the address of a repository,
+    those of the weights that were rounded. `output_cosine` and `output_kl` compare the outputs with the dense model's,
+    on random tokens or text that the model made up (see `projclust.hf.probe.Outputs`); None of models that take more
+    than tokens. projclust_report.json is without `pushed_to`, the address of a repository,
     for it is pushed itself.
     """
 
@@ -101,6 +103,8 @@ class CompressReport(Report):
     body_bytes_dense: int | None = None
     body_bytes_stored: int | None = None
     body_relative_error: float | None = None
+    output_cosine: float | None = None
+    output_kl: float | None = None
     same_size_svd: SameSizeSvd | None = None
     device: str
     weights_chosen: str | None = None
