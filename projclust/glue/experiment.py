@@ -176,8 +176,8 @@ def prepare(study: Study, data: TaskData) -> Bench:
     return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
 
 
-def _baseline_folder(bench: Bench, seed: int) -> Path:
-    """Return where the fine-tuned dense model lies, which is trained now unless an earlier run has left it there."""
+def baseline_path(bench: Bench, seed: int) -> Path:
+    """Return where the fine-tuned dense model of a seed lies once it is trained."""
     study, task = bench.study, bench.data.task.name
     identity = {
         "model": study.sha256,
@@ -186,7 +186,16 @@ def _baseline_folder(bench: Bench, seed: int) -> Path:
         "seed": seed,
         "settings": {**bench.settings.as_dict(), "epochs": None, "freeze_embedding": False},
     }
-    folder = study.output / MODELS / f"{task}-seed{seed}-{identity_hash(identity)[:12]}"
+    return study.output / MODELS / f"{task}-seed{seed}-{identity_hash(identity)[:12]}"
+
+
+def baseline_folder(bench: Bench, seed: int) -> Path:
+    """Return where the fine-tuned dense model lies, which is trained now unless an earlier run has left it there.
+
+    Raises:
+        Diverged: its training met a loss that is no number.
+    """
+    study, task, folder = bench.study, bench.data.task.name, baseline_path(bench, seed)
     if seed in bench.diverged:
         raise Diverged(bench.diverged[seed])
     if not folder.exists():
@@ -283,7 +292,7 @@ def _compressed(bench: Bench, variant: Variant, row: Row) -> Iterator[tuple[Path
     """Give the folder of the checkpoint to measure, as a user would load it, and the row with its sizes."""
     study, source = bench.study, bench.study.checkpoint
     if study.protocol == PAPER:
-        source = _baseline_folder(bench, row.seed)
+        source = baseline_folder(bench, row.seed)
         try:
             row.seconds["baseline"] = float(read_json(source / _BASELINE_FILE)["seconds"])
             stored_tensors(source)

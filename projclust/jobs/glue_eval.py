@@ -5,7 +5,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,7 +14,8 @@ from projclust.checkpoints.folder import OPTIONS_FILE, cannot_write, check_targe
 from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.source import CONFIG, local_folder, read_json, resolve_checkpoint
 from projclust.errors import OptionError, ProjclustError
-from projclust.glue.data import load_task
+from projclust.glue.data import TaskData, load_task
+from projclust.glue.engine import Engine
 from projclust.glue.experiment import AS_IS, MODELS, PAPER, SCRATCH, ModelSizes, Study, measure, prepare, weights_key
 from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.store import CellStore, identity_hash
@@ -92,43 +93,120 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
 def _run(
     study: Study, tasks: tuple[str, ...], variants: tuple[Variant, ...], options: GlueEvalOptions, hooks: Hooks
 ) -> Reported:
-    store, seeds = CellStore(study.output / CELLS), options.seeds
-    glue_dir = options.glue_dir or os.environ.get("PROJCLUST_GLUE_DIR")
-    is_main = study.accelerator.is_main_process
-    measurable = [variant for variant in variants if variant.name != BEST]
-    with_best = len(measurable) < len(variants)
-    rows: list[Row] = []
-    summaries: list[Summary] = []
-    measured = 0
-    for seed, task in itertools.product(seeds, tasks):
-        with study.accelerator.main_process_first():
-            data = load_task(task, glue_dir, study.settings_for(task).limit)
-        bench = None
-        for variant in measurable:
-            training_score = with_best and variant.recipe is not None
-            # A measurement with a score on the training rows serves where none is asked for.
-            hashes = [study.identity(task, data.sha256, variant, seed, scored) for scored in (True, training_score)]
-            paths = [store.path(task, variant.label, seed, settings_hash) for settings_hash in hashes]
-            row = next(filter(None, map(store.read, paths)), None)
-            study.accelerator.wait_for_everyone()  # all have looked before the first one writes
-            if row is None:
-                bench = bench or prepare(study, data)
-                row = measure(bench, variant, seed, training_score)
-                measured += 1
-                if is_main:
-                    store.write(row)
-            rows.append(row)
-            hooks.cell(row, len(rows), len(seeds) * len(tasks) * len(measurable))
-        if bench is not None and is_main:  # after every task, so that a long run can be watched
-            hooks.stage("writing the report")
-            summaries = write_report(_reported(study, store, rows, with_best), study.output)
-    if measured == 0 and is_main:
-        summaries = write_report(_reported(study, store, rows, with_best), study.output)
+    cells = _Cells(study, CellStore(study.output / CELLS), tasks, variants, options, hooks)
+    measured = cells.measure_here() if options.ray is None else cells.measure_by_ray(options.ray)
+    store, is_main = cells.store, study.accelerator.is_main_process
+    summaries = cells.report() if is_main else []
     left_out = len(store.all()) - sum(row.variant != BEST for summary in summaries for row in summary.rows)
     if left_out and is_main:
         hooks.warn(f"{left_out} cells in {study.output} were measured with other settings and are left out here")
     card = study.model if study.protocol == AS_IS and local_folder(study.model) is not None else None
     return Reported(str(study.output), summaries, card, measured)
+
+
+@dataclass
+class _Cells:
+    """The cells of one command, task by task for every seed, and the rows of those that are measured."""
+
+    study: Study
+    store: CellStore
+    tasks: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    options: GlueEvalOptions
+    hooks: Hooks
+    rows: list[Row] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    reported: int = -1
+
+    @property
+    def measurable(self) -> list[Variant]:
+        """The variants that are measured; "best" is found among them."""
+        return [variant for variant in self.variants if variant.name != BEST]
+
+    @property
+    def with_best(self) -> bool:
+        """Whether the best by its training score is asked for."""
+        return len(self.measurable) < len(self.variants)
+
+    def data(self) -> Iterator[tuple[int, TaskData]]:
+        """Every seed with the rows of every task."""
+        glue_dir = self.options.glue_dir or os.environ.get("PROJCLUST_GLUE_DIR")
+        for seed, task in itertools.product(self.options.seeds, self.tasks):
+            with self.study.accelerator.main_process_first():
+                data = load_task(task, glue_dir, self.study.settings_for(task).limit)
+            yield seed, data
+
+    def finished(self, data: TaskData, variant: Variant, seed: int) -> Row | None:
+        """The row of a cell that was measured before."""
+        # A measurement with a score on the training rows serves where none is asked for.
+        scored = (True, self.training_score(variant))
+        task, sha256 = data.task.name, data.sha256
+        hashes = [self.study.identity(task, sha256, variant, seed, own) for own in scored]
+        paths = [self.store.path(task, variant.label, seed, settings_hash) for settings_hash in hashes]
+        return next(filter(None, map(self.store.read, paths)), None)
+
+    def training_score(self, variant: Variant) -> bool:
+        """Whether a variant is scored on the rows that it was trained on."""
+        return self.with_best and variant.recipe is not None
+
+    def add(self, row: Row) -> None:
+        """Enter a row, and tell of it."""
+        self.rows.append(row)
+        self.hooks.cell(row, len(self.rows), len(self.options.seeds) * len(self.tasks) * len(self.measurable))
+
+    def measure_here(self) -> int:
+        """Measure what is missing, one cell after the other, on all processes together; returns how many."""
+        accelerator, measured = self.study.accelerator, 0
+        for seed, data in self.data():
+            bench = None
+            for variant in self.measurable:
+                row = self.finished(data, variant, seed)
+                accelerator.wait_for_everyone()  # all have looked before the first one writes
+                if row is None:
+                    bench = bench or prepare(self.study, data)
+                    row = measure(bench, variant, seed, self.training_score(variant))
+                    measured += 1
+                    if accelerator.is_main_process:
+                        self.store.write(row)
+                self.add(row)
+            if bench is not None and accelerator.is_main_process:
+                self.report()  # after every task, so that a long run can be watched
+        return measured
+
+    def measure_by_ray(self, engine: Engine) -> int:
+        """Measure what is missing on a cluster of Ray, and keep each row as it comes; returns how many."""
+        # Imports ray, which is an extra.
+        from projclust.glue.ray_engine import Group, connected, measure_by_ray
+
+        def groups() -> Iterator[Group]:
+            for seed, data in self.data():
+                found = {variant: self.finished(data, variant, seed) for variant in self.measurable}
+                for row in filter(None, found.values()):
+                    self.add(row)
+                missing = [(variant, self.training_score(variant)) for variant, row in found.items() if row is None]
+                if missing:
+                    yield Group(data, seed, missing)
+
+        measured = 0
+        self.hooks.stage("connecting to Ray")
+        with connected(engine):
+            for row in measure_by_ray(self.study, groups(), engine, self.options.device):
+                self.store.write(row)
+                self.add(row)
+                measured += 1
+        places = {task: place for place, task in enumerate(self.tasks)}
+        variants = {variant.label: place for place, variant in enumerate(self.measurable)}
+        seeds = {seed: place for place, seed in enumerate(self.options.seeds)}
+        self.rows.sort(key=lambda row: (seeds[row.seed], places[row.task], variants[row.label]))
+        return measured
+
+    def report(self) -> list[Summary]:
+        """Write the report on everything that is measured so far, unless it is written already."""
+        if self.reported != len(self.rows):
+            self.hooks.stage("writing the report")
+            rows = _reported(self.study, self.store, self.rows, self.with_best)
+            self.summaries, self.reported = write_report(rows, self.study.output), len(self.rows)
+        return self.summaries
 
 
 def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) -> list[Row]:

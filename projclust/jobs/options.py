@@ -8,6 +8,7 @@ from typing import Any
 from projclust.checkpoints.folder import check_target
 from projclust.checkpoints.source import local_folder
 from projclust.errors import OptionError
+from projclust.glue.engine import Engine
 from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_settings
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.variants import BASELINES
@@ -99,6 +100,14 @@ class GlueEvalOptions(Options):
     per_task: tuple[str, ...] = option((), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC")
     seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.")
     device: Device = option(Device.AUTO, "Where to compute; cpu keeps off a GPU.")
+    engine: str | None = option(
+        None,
+        "Measure cells as tasks of Ray: ray starts it on this machine, ray:auto or ray:HOST:PORT takes a cluster "
+        "(here, one after the other).",
+        metavar="ray[:ADDRESS]",
+    )
+    cpus_per_cell: int = option(1, "With --engine: the cores, and threads, of a cell.", least=1)
+    gpus_per_cell: float = option(0.0, "With --engine: the GPUs of a cell, 0.5 for half of one.", least=0)
     output: str | None = option(None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR")
     revision: str | None = option(None, _REVISION)
 
@@ -108,6 +117,16 @@ class GlueEvalOptions(Options):
         parse_per_task(self.per_task)
         if not self.seeds or min(self.seeds) < 0 or max(self.seeds) >= 2**31:
             raise OptionError(f"`seeds` takes numbers from 0 to {2**31 - 1}, with commas between them")
+        self.ray  # noqa: B018, which refuses an engine that there is not
+
+    @property
+    def ray(self) -> Engine | None:
+        """The engine that is asked for; None for this process."""
+        if self.engine is None:
+            return None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise OptionError("`engine` ray starts its own processes: drop torchrun, or drop `engine`")
+        return Engine.parse(self.engine, self.cpus_per_cell, self.gpus_per_cell)
 
     @classmethod
     def flags_win(cls, values: dict[str, Any], on_line: set[str]) -> dict[str, Any]:
