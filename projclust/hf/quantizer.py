@@ -15,6 +15,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import state_dict_to_save
+from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
 from projclust.hf.swap import restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
@@ -55,6 +56,7 @@ class ProjClustHfQuantizer(HfQuantizer):
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
             swap_embedding(model, shape)
+            heed_resizes(model)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

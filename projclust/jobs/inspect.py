@@ -87,8 +87,8 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
             shape = settings.stored_shape()
         except ProjclustError as error:
             raise CheckpointError(f"{folder}: damaged checkpoint: {error}") from None
-        if (shape.n, shape.d) != (n, d):
-            raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.n} x {shape.d}")
+        if (shape.height, shape.d) != (n, d):
+            raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.height} x {shape.d}")
         wanted = shape.stored["weight"]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
@@ -151,7 +151,7 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from None
     rows = torch.bincount(classes, minlength=shape.classes).tolist()
     ranks = [len(layout.coded) for layout in layouts]
-    vectors = shape.decoders * shape.rank + shape.affine * shape.classes
+    vectors = shape.decoders * shape.rank + shape.affine * shape.classes + shape.added
     return StoredTable(
         params_stored=sum(map(mul, rows, ranks)) + vectors * shape.d,
         decoders=shape.decoders,

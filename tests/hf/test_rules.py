@@ -431,33 +431,6 @@ def test_another_format_version_is_refused(compressed_folder: Path, version: obj
         hf.AutoModel.from_pretrained(compressed_folder)
 
 
-@pytest.mark.parametrize("folder", CODED_FOLDERS)
-def test_resizing_a_coded_model_asks_for_a_dense_one_first(folder: str, request: pytest.FixtureRequest) -> None:
-    # Rule 10.
-    model = hf.AutoModelForMaskedLM.from_pretrained(request.getfixturevalue(folder))
-    out = logits(model, "bert")
-    with pytest.raises((TypeError, ValueError)):
-        model.resize_token_embeddings(VOCABULARY + 8)
-    assert torch.equal(logits(model, "bert"), out)
-    dense = model.dequantize()
-    assert torch.allclose(logits(dense, "bert"), out, atol=1e-5)
-    dense.resize_token_embeddings(VOCABULARY + 8)
-    assert dense.get_input_embeddings().weight.shape[0] == VOCABULARY + 8
-
-
-def test_resizing_asks_for_a_dense_model_first(compressed_folder: Path) -> None:
-    # Rule 10.
-    model = hf.AutoModelForMaskedLM.from_pretrained(compressed_folder)
-    out = logits(model, "bert")
-    model.resize_token_embeddings(VOCABULARY)
-    assert torch.equal(logits(model, "bert"), out)
-    with pytest.raises(TypeError):
-        model.resize_token_embeddings(VOCABULARY + 8)
-    dense = model.dequantize()
-    dense.resize_token_embeddings(VOCABULARY + 8)
-    assert dense.get_input_embeddings().weight.shape[0] == VOCABULARY + 8
-
-
 def test_registering_twice_changes_nothing() -> None:
     # Rule 10: transformers raises when a name is registered again.
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
