@@ -65,7 +65,8 @@ model = {model_class}.from_pretrained("path/or/repo")
 tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 ```
 
-`projclust expand path/or/repo -o dense` writes a stock checkpoint that needs no projclust.
+Programs that load models themselves, such as `transformers serve`, lm-eval and mteb, load this one where projclust is
+installed beside them. `projclust expand path/or/repo -o dense` writes a stock checkpoint that needs no projclust.
 
 ## Source
 
