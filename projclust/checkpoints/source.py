@@ -188,6 +188,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def quantization_method(config: dict[str, Any]) -> str | None:
     """The quantization method that a config.json states: "projclust", another one's name, or None."""
     stated = config.get("quantization_config")
+    parts = [name for name, part in config.items() if isinstance(part, dict) and "quantization_config" in part]
+    if parts:
+        raise ProjclustError(
+            f"parts of this model were compressed by themselves ({', '.join(parts)}): transformers loads it, but a "
+            "command takes the folders that its parts came from"
+        )
     if stated is None:
         return None
     method = stated.get("quant_method") if isinstance(stated, dict) else None

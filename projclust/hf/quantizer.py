@@ -10,15 +10,16 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from projclust.checkpoints.tensors import read_headers
+from projclust.checkpoints.tensors import StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import state_dict_to_save
+from projclust.hf.private import keep_biases, state_dict_to_save
 from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
-from projclust.hf.swap import restore_dense, swap_embedding
+from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
+from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CompressedTable, FactorizedTable
 
 
@@ -46,16 +47,21 @@ class ProjClustHfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         if self.pre_quantized:
-            try:
-                shape = self.quantization_config.stored_shape()
-            except ValueError as error:
-                raise CheckpointError(f"damaged checkpoint: {error}") from None
             files = [Path(file) for file in checkpoint_files or [] if Path(file).suffix == ".safetensors"]
-            check_stored_tensors(read_headers(files), shape)
-            check_digest(files, self.quantization_config.sha256, shape, at_load=True)
+            stored, parts = read_headers(files), compressed_parts(model)
+            for prefix, part in parts:
+                stated = part.config.quantization_config
+                config = stated if isinstance(stated, ProjClustConfig) else ProjClustConfig.from_dict(stated)
+                part.config.quantization_config = config
+                own = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
+                swap_embedding(model, _checked_shape(config, own), part=part)
+                config.sha256 = None
+            if not parts:
+                shape = _checked_shape(self.quantization_config, stored)
+                check_digest(files, self.quantization_config.sha256, shape, at_load=True)
+                swap_embedding(model, shape)
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
-            swap_embedding(model, shape)
             heed_resizes(model)
         return model
 
@@ -77,6 +83,8 @@ class ProjClustHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         restore_dense(model)
+        for _, part in compressed_parts(model):
+            del part.config.quantization_config
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
@@ -110,6 +118,16 @@ class ProjClustHfQuantizer(HfQuantizer):
         return state
 
 
+def _checked_shape(config: ProjClustConfig, stored: dict[str, StoredTensor]) -> FactoredShape | CodedShape:
+    """The shape that config.json states of a table, which is that of its tensors in the headers."""
+    try:
+        shape = config.stored_shape()
+    except ValueError as error:
+        raise CheckpointError(f"damaged checkpoint: {error}") from None
+    check_stored_tensors(stored, shape)
+    return shape
+
+
 def _digest_of(model: PreTrainedModel, state: dict[str, Tensor] | None) -> str | None:
     """That of the embedding in a state to save, by default the model's; None of one that is not here as a whole."""
     for name, table in model.named_modules():
@@ -128,6 +146,7 @@ def register() -> None:
         register_quantization_config("projclust")(ProjClustConfig)
     with suppress(ValueError):
         register_quantizer("projclust")(ProjClustHfQuantizer)
+    keep_biases()
 
 
 register()

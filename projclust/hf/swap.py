@@ -60,13 +60,21 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
-def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape, primary: Any = None) -> Any:
+def swap_embedding(
+    model: PreTrainedModel,
+    shape: FactoredShape | CodedShape,
+    primary: Any = None,
+    part: PreTrainedModel | None = None,
+) -> Any:
     """Replace the token embedding and every module tied to it by factorised or coded modules that are yet to be filled.
 
     They have the old weight's device and dtype; scales, padding and biases are kept. Returns the new embedding, whose
-    stored tensors the others read; a `primary` that is given takes its place as it is.
+    stored tensors the others read; a `primary` that is given takes its place as it is. With a `part` it is the
+    embedding of that one, such as the decoder of an EncoderDecoderModel.
     """
-    name, old = input_embedding(model)
+    name, old = input_embedding(part or model)
+    if part is not None:
+        name = _names_of(model, old)[0]
     if old.weight.shape != (shape.height, shape.d):
         rows, columns = old.weight.shape
         raise ProjclustError(
@@ -115,6 +123,19 @@ def dense_parts(model: PreTrainedModel) -> list[DensePart]:
             reason = "output layer, not tied to the embedding" if module is output else "not tied to the embedding"
             parts.append(DensePart(f"{name}.weight", weight.nbytes, reason))
     return parts
+
+
+def compressed_parts(model: PreTrainedModel) -> list[tuple[str, PreTrainedModel]]:
+    """(prefix, sub-model) of those that were compressed before they became parts of this one, as their configs say."""
+    found: list[tuple[str, PreTrainedModel]] = []
+    for prefix, part in _pretrained_parts(model):
+        config = part.config
+        seen = config is model.config or any(config is other.config for _, other in found)
+        stated = None if seen else getattr(config, "quantization_config", None)
+        method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+        if method == "projclust":
+            found.append((prefix, part))
+    return found
 
 
 def _refuse_dense_readers(model: PreTrainedModel) -> None:
