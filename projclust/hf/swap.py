@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from projclust.errors import ProjclustError
 from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
@@ -127,15 +127,14 @@ def dense_parts(model: PreTrainedModel) -> list[DensePart]:
 
 def compressed_parts(model: PreTrainedModel) -> list[tuple[str, PreTrainedModel]]:
     """(prefix, sub-model) of those that were compressed before they became parts of this one, as their configs say."""
-    found: list[tuple[str, PreTrainedModel]] = []
+    own = {id(config): config for config in vars(model.config).values() if isinstance(config, PretrainedConfig)}
+    found: dict[int, tuple[str, PreTrainedModel]] = {}
     for prefix, part in _pretrained_parts(model):
-        config = part.config
-        seen = config is model.config or any(config is other.config for _, other in found)
-        stated = None if seen else getattr(config, "quantization_config", None)
+        stated = getattr(own.get(id(part.config)), "quantization_config", None)
         method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
         if method == "projclust":
-            found.append((prefix, part))
-    return found
+            found.setdefault(id(part.config), (prefix, part))  # the first is that which holds the others
+    return list(found.values())
 
 
 def _refuse_dense_readers(model: PreTrainedModel) -> None:
