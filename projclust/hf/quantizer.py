@@ -12,15 +12,17 @@ from transformers.quantizers.base import HfQuantizer
 
 from projclust.checkpoints.tensors import StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.adapters import heed_adapters
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import keep_biases, state_dict_to_save
+from projclust.hf.private import is_dispatched, keep_biases, state_dict_to_save
 from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
 from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CompressedTable, FactorizedTable
+from projclust.tables.head import TiedHead
 
 
 class ProjClustHfQuantizer(HfQuantizer):
@@ -92,7 +94,7 @@ class ProjClustHfQuantizer(HfQuantizer):
 
         Called before config.json is written, which gets the digest of what will be.
         """
-        state = self._state_to_save(model)
+        state = _with_own_heads(model, self._state_to_save(model))
         if isinstance(config := getattr(model.config, "quantization_config", None), ProjClustConfig):
             config.sha256 = _digest_of(model, state)
         return state, {}
@@ -116,6 +118,26 @@ class ProjClustHfQuantizer(HfQuantizer):
                         )
                     state[key] = narrow
         return state
+
+
+def _with_own_heads(model: PreTrainedModel, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """A state to save in which output layers that read another table than the embedding's are dense.
+
+    So they become where an adapter trained a copy of one of the two. The file has room for one table.
+    """
+    modules = list(model.named_modules())
+    known = {id(module) for _, module in modules}
+    for name, head in modules:
+        if not isinstance(head, TiedHead) or is_dispatched(head):
+            continue
+        own = isinstance(head, FactorizedTable) and head.weight.data_ptr() != head.primary.weight.data_ptr()
+        if own or id(head.primary) not in known:
+            state = dict(model.state_dict() if state is None else state)
+            for part in [key for key in state if key.rpartition(".")[0] == name and not key.endswith(".bias")]:
+                del state[part]
+            state[f"{name}.weight"] = head.dense_weight()
+            model.config.get_text_config().tie_word_embeddings = False
+    return state
 
 
 def _checked_shape(config: ProjClustConfig, stored: dict[str, StoredTensor]) -> FactoredShape | CodedShape:
@@ -147,6 +169,7 @@ def register() -> None:
     with suppress(ValueError):
         register_quantizer("projclust")(ProjClustHfQuantizer)
     keep_biases()
+    heed_adapters()
 
 
 register()
