@@ -78,7 +78,13 @@ def resolve_checkpoint(model: str, revision: str | None = None, graphs: bool = F
     check_readable(Path(model))  # or what it lies in
     if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
-    patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
+    patterns = [
+        CONFIG,
+        "model*.safetensors",
+        "model.safetensors.index*.json",
+        "README.md",
+        *_SIDE_FILES,
+    ]
     patterns += [f"{GRAPHS}/{body.file}" for body in Body if graphs] + [f"0_{STATIC}/{TOKENIZER}"]
     try:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
