@@ -89,6 +89,20 @@ class Codes(Choice):
         return int(self.value[3:]) if self.value.startswith("int") else None
 
 
+class Body(Choice):
+    """How the weights beside the table are stored: as integers of so many bits, with a scale for each row or group."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class SizeOf(Choice):
+    """What a size in bytes is that of."""
+
+    EMBEDDING = "embedding"
+    MODEL = "model"  # all weights, as a checkpoint stores them
+
+
 # The bytes of a number, for every dtype that factors or a dense table can have.
 FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 

@@ -35,10 +35,12 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         *rate,
         ("bytes of the embedding in the file", f"{report.bytes_dense:,} -> {report.bytes_stored:,}"),
         ("bytes of all weights", f"{report.model_bytes_dense:,} -> {report.model_bytes_stored:,}"),
+        *_body_rows(report),
         ("stored bits per original weight", f"{report.bits_per_weight:.2f} ({report.codes})"),
         ("relative squared error", f"{report.relative_error:.4f}"),
         *(weighted if report.weights != "uniform" else []),
         *([] if by_script is None else [("the same by script", by_script)]),
+        *_outputs_rows(report),
         (f"SVD of equal size ({svd.codes}) would have", f"{svd.weighted_relative_error:.4f}"),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
@@ -49,7 +51,7 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
 # {_heading(report.model)}, embedding compressed by projclust
 
 {_what_was_done(report)}
-No other weight was changed, and nothing was trained.
+{_what_of_the_body(report)}
 
 {table}
 {dense}
@@ -84,6 +86,33 @@ vectors = model.encode(["A sentence."])"""
 
 model = {model_class}.from_pretrained("path/or/repo")
 tokenizer = AutoTokenizer.from_pretrained("path/or/repo")"""
+
+
+def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
+    if report.output_kl is not None:
+        return [("KL divergence of the next token, on text that the model made up", f"{report.output_kl:.4f}")]
+    if report.output_cosine is not None:
+        return [("cosine of the outputs to the dense model's, on random tokens", f"{report.output_cosine:.4f}")]
+    return []
+
+
+def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
+    if report.body is None:
+        return []
+    size = f"{report.body_bytes_dense:,} -> {report.body_bytes_stored:,}"
+    return [
+        (f"bytes of the body's weights ({report.body})", size),
+        ("relative squared error of the body's weights", f"{report.body_relative_error:.2g}"),
+    ]
+
+
+def _what_of_the_body(report: CompressReport) -> str:
+    if report.body is None:
+        return "No other weight was changed, and nothing was trained."
+    return (
+        f"The other matrices are stored as {report.body} and become floats again when they are loaded. "
+        "Nothing was trained."
+    )
 
 
 def expanded_card(model: str, source: Path) -> str:

@@ -11,6 +11,8 @@ from projclust.checkpoints.source import WEIGHTS, WEIGHTS_INDEX, check_readable,
 from projclust.errors import CheckpointError
 
 _ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+# What safetensors calls the dtypes that weights are computed in.
+FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 @dataclass(frozen=True)

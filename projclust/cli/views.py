@@ -51,6 +51,7 @@ def compress_lines(report: CompressReport) -> list[str]:
         ("parameters", parameters),
         ("embedding in file", f"{stored} ({times}, {report.bits_per_weight:.2f} bits per weight, {report.codes})"),
         ("all weights", f"{megabytes(report.model_bytes_dense)} -> {at_most}{megabytes(report.model_bytes_stored)}"),
+        *_body_rows(report),
         *([] if report.weights_chosen is None else [("row weights", report.weights_chosen)]),
         *(("stays dense", f"{part.name}, {megabytes(part.bytes)}: {part.reason}") for part in report.dense_parts),
     ]
@@ -63,12 +64,32 @@ def compress_lines(report: CompressReport) -> list[str]:
         rows += [
             ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
             *_script_rows(report.errors_by_script),
+            *_outputs_rows(report),
             ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),
             ("written", report.output),
         ]
     if report.pushed_to is not None:
         rows.append(("pushed to", report.pushed_to))
     return aligned(rows)
+
+
+def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
+    """How near the outputs are to the dense model's."""
+    if report.output_kl is not None:
+        return [("outputs", f"KL divergence of the next token {report.output_kl:.4f}, on text of the model's own")]
+    if report.output_cosine is not None:
+        return [("outputs", f"cosine {report.output_cosine:.4f} to the dense model's, on random tokens")]
+    return []
+
+
+def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
+    """What became of the weights beside the table."""
+    if report.body is None:
+        return []
+    if report.body_bytes_dense is None or report.body_bytes_stored is None:
+        return [("body", report.body)]
+    size = f"{megabytes(report.body_bytes_dense)} -> {megabytes(report.body_bytes_stored)}"
+    return [("body", f"{report.body}, {size}, relative error {report.body_relative_error:.2g}")]
 
 
 def _script_rows(errors: dict[str, ScriptErrors] | None) -> list[tuple[str, str]]:
@@ -140,6 +161,9 @@ def inspect_lines(result: InspectReport | InspectExportReport) -> list[str]:
     if how is None:
         return aligned([*rows, ("compressed", "no")])
     error = how.relative_error
+    if how.body_bytes_dense is not None and how.body_bytes_stored is not None:
+        sizes = megabytes(how.body_bytes_stored), megabytes(how.body_bytes_dense)
+        rows.append(("body", f"{how.body}, {sizes[0]} ({sizes[1]} as floats)"))
     rows += [
         ("compressed", f"{method_text(how)}, row weights {how.weights}"),
         ("relative error", "unknown (no report in the folder)" if error is None else f"{error:.4f}"),

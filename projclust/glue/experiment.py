@@ -27,6 +27,7 @@ from projclust.glue.settings import Settings, settings_for
 from projclust.glue.store import identity_hash
 from projclust.glue.training import Diverged, Step, check_batch_size, points, score, train
 from projclust.glue.variants import COMPRESSED, Variant
+from projclust.hf.body import round_again
 from projclust.hf.compression import Run, compress_embedding
 from projclust.hf.swap import input_embedding
 from projclust.recipes.recipe import Recipe
@@ -273,6 +274,7 @@ def _foreseen(bench: Bench, variant: Variant, seed: int, training_score: bool) -
     if variant.name != COMPRESSED or found is None or found.how is None or found.stored is None:
         return row
     how, taken = found.how, sizes.taken(found.bytes_stored, found.stored.params_stored, found.how.relative_error)
+    taken["model_bytes_stored"] = found.model_bytes_stored
     return replace(row, k=how.k, j=how.j, affine=how.affine, codes=how.codes, **taken)
 
 
@@ -328,9 +330,13 @@ def _compress(bench: Bench, recipe: Recipe, source: Path, folder: Path, row: Row
     if study.accelerator.is_main_process:
         save_checkpoint(Loaded(model), folder)
     study.accelerator.wait_for_everyone()
-    written = sum(tensor.bytes for tensor in embedding_tensors(stored_tensors(folder), name).values())
+    tensors = stored_tensors(folder)
+    written = sum(tensor.bytes for tensor in embedding_tensors(tensors, name).values())
     size = written if recipe.is_stored else fitted.bytes
-    return replace(row, **study.sizes.taken(size, fitted.parameters, errors.plain))
+    row = replace(row, **study.sizes.taken(size, fitted.parameters, errors.plain))
+    if recipe.body is not None:
+        return replace(row, model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()))
+    return row
 
 
 def _score(bench: Bench, model: PreTrainedModel, splits: dict[str, EncodedRows], row: Row) -> dict[str, float]:
@@ -350,6 +356,7 @@ def _trained(bench: Bench, variant: Variant, model: PreTrainedModel, row: Row, t
     freeze = bench.settings.freeze_embedding or not (variant.recipe is None or variant.recipe.is_stored)
     # The rows come in another order than in the dense model's training, the same for all variants.
     row.seconds["train"] = _train(bench, model, epochs, row.seed + 1_000_000, freeze_embedding=freeze)
+    round_again(model)  # to what would be saved
     metrics = _score(bench, model, bench.validation, row)
     reached = points(_score(bench, model, {"": bench.train}, row)) if training_score else None
     return replace(row, metrics_after=metrics, score_after=points(metrics), training_score=reached)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from projclust.errors import OptionError, ProjclustError
-from projclust.options import Codes, Loss, Method, Ranks, Sensitivity
+from projclust.options import Codes, Loss, Method, Ranks, Sensitivity, SizeOf
 from projclust.recipes.recipe import DEFAULT_K, METHODS, Recipe, split_options
 from projclust.shapes import DenseShape, FactoredShape
 
@@ -36,6 +36,10 @@ class Variant:
         recipe = self.recipe
         if recipe is None:
             return "best by training score" if self.name == BEST else self.name
+        return self._label_of_table(recipe) + ("" if recipe.body is None else f", {recipe.body} body")
+
+    @staticmethod
+    def _label_of_table(recipe: Recipe) -> str:
         if recipe.is_auto:
             return f"auto, {recipe.bits:g} bits" + ", no metric" * (recipe.sensitivity == Sensitivity.NONE)
         if not recipe.is_stored:
@@ -90,6 +94,8 @@ def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:
 def _sized(name: str, own: dict[str, Any], base: Recipe, table: DenseShape) -> Recipe:
     """Make the recipe of a variant; where it gives no size, it gets one comparable to that of the others."""
     recipe = Recipe.given(name, own, base)
+    if recipe.size_of == SizeOf.MODEL:
+        raise OptionError("a variant's size is that of the embedding: drop `of`, and name `body`")
     if not recipe.is_stored or recipe.is_auto:
         return recipe
     if recipe.codes is None and table.dtype != "float32":

@@ -15,11 +15,13 @@ from transformers.quantizers import AutoHfQuantizer
 
 from projclust.clustering.inputs import as_weights
 from projclust.errors import OptionError, ProjclustError
+from projclust.hf.body import RoundedBody, check_body, round_body
 from projclust.hf.config import ProjClustConfig
 from projclust.hf.generation import own_text_of
 from projclust.hf.resize import heed_resizes
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding, restore_dense, swap_embedding
+from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.options import Sensitivity
 from projclust.recipes.problem import Errors, Fitted, Problem, RowErrors
 from projclust.recipes.recipe import Recipe
@@ -32,11 +34,15 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 @dataclass(frozen=True)
 class Compression:
-    """What a compression did; the errors are those of the rows as the model now reads them."""
+    """What a compression did; the errors are those of the rows as the model now reads them.
+
+    `body` is what became of the weights beside the table, where these were rounded.
+    """
 
     config: ProjClustConfig
     fitted: Fitted
     row_errors: RowErrors
+    body: RoundedBody | None = None
 
     @property
     def errors(self) -> Errors:
@@ -178,7 +184,9 @@ def compress_embedding(
     if not recipe.is_stored:
         raise OptionError(f"`method` {recipe.method} is a baseline that is measured, not stored")
     problem = Problem.of(table, weights.values, **vars(run))
-    recipe = recipe.settled(problem.shape)
+    recipe = best_recipe(model, recipes_of_size(model, recipe), weights)
+    if recipe.body is not None:
+        check_body(model, recipe.body)
     if recipe.is_auto and recipe.sensitivity == Sensitivity.MODEL:
         sensitivity = model_sensitivity(model, weights.draws, recipe.seed, weights.own_text)
         problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
@@ -207,7 +215,11 @@ def compress_embedding(
     model.quantization_method = "projclust"
     model.is_quantized = False
     model.config.quantization_config = config
-    return Compression(config, fitted, row_errors)
+    body = None
+    if recipe.body is not None:
+        body = round_body(model, recipe.body)
+        model.hf_quantizer.body_scales = body.scales
+    return Compression(config, fitted, row_errors, body)
 
 
 # What rounding may add to an error of one, that of rows that are all zeros.

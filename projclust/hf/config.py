@@ -7,7 +7,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from projclust.errors import ProjclustError
-from projclust.options import Codes
+from projclust.options import Body, Codes
 from projclust.recipes.recipe import DEFAULT_K, Recipe
 from projclust.shapes import MOST_CLASSES, CodedShape, FactoredShape
 
@@ -22,10 +22,10 @@ _RECIPE = {part.name: _STORED_NAMES.get(part.name, part.name) for part in fields
 _TABLE = ("num_embeddings", "embedding_dim", "added_rows", "cluster_ranks", "cluster_sizes", "coding", "sha256")
 # Fields that the format did not always have: they are stored where they are not these.
 _LATER: dict[str, Any] = {"ranks": "equal", "loss": "l2"}
-_LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent", "sha256"))
-_LATER |= {"added_rows": None}
+_LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent"))
+_LATER |= dict.fromkeys(("sha256", "body", "added_rows"))
 # Options of a compression that the table has been given, and what is used once.
-_NEVER_STORED = ("ratio", "size", "sample_weight", "tokenizer")
+_NEVER_STORED = ("ratio", "size", "size_of", "sample_weight", "tokenizer")
 # The sizes of a coded table beside those that all tables have.
 _CODING = ("decoders", "decoder_bits", "coded", "code_bytes")
 
@@ -56,6 +56,7 @@ class ProjClustConfig(QuantizationConfigMixin):
     rank: int
     affine: bool
     codes: str | None
+    body: str | None
     version: int
     num_embeddings: int | None
     embedding_dim: int | None
@@ -161,6 +162,8 @@ class ProjClustConfig(QuantizationConfigMixin):
             raise ProjclustError(f"quantization_config has affine={self.affine!r}, which is neither true nor false")
         if self.codes is not None and self.codes not in map(str, Codes):
             raise ProjclustError(f"codes must be one of {', '.join(Codes)}, not {self.codes!r}")
+        if self.body is not None and self.body not in map(str, Body):
+            raise ProjclustError(f"quantization_config has body={self.body!r}, not one of {', '.join(Body)}")
         # A coded table has codes of one dimension, and is never taken for a dense one.
         if j >= d + (self.codes == Codes.AUTO):
             raise ProjclustError(f"rank j={j} must be less than the embedding's width {d}")

@@ -3,6 +3,7 @@
 tests/hf/test_private.py has a test for each that fails when the name goes away or comes to mean something else.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 
+from projclust.coding.integers import scales_of, unpack_rows
 from projclust.tables.head import TiedHead
 
 Ties = dict[str, str]
@@ -102,3 +106,66 @@ def renew_scaler(accelerator: Accelerator) -> None:
     """Forget the scale of fp16 gradients that the last model's training has found, as if none had been trained."""
     if accelerator.scaler is not None:
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
+
+
+def is_converted(model: PreTrainedModel) -> Callable[[str], bool]:
+    """Tells of a parameter, by name, whether transformers stores it in another layout than the model has it."""
+    targets = [
+        re.sub(r"\\\d", ".*", target).replace("*.", r".*\.")
+        for conversion in get_model_conversion_mapping(model, add_legacy=False)
+        if isinstance(conversion, WeightConverter)
+        for target in conversion.target_patterns
+    ]
+    pattern = re.compile("|".join(targets) if targets else "(?!)")
+    return lambda name: pattern.search(name) is not None
+
+
+class _Unpack(ConversionOps):
+    """Makes the weight that packed rows stand for while it is read; other tensors pass."""
+
+    def __init__(self, scales: dict[str, Tensor]) -> None:
+        self.scales = scales
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Unpack":
+        return self  # transformers copies a converter for every tensor, and all fill the same dict
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str = "",
+        model: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        (found,) = input_dict.values()
+        tensor = found[0] if isinstance(found, list) else found
+        weight = model.get_parameter_or_buffer(full_layer_name)
+        if tensor.dtype == torch.uint8 and weight.is_floating_point():
+            columns = weight[0].numel()
+            self.scales[full_layer_name] = scales_of(tensor, columns).cpu()
+            tensor = unpack_rows(tensor, columns, _dtype_of(full_layer_name, weight, model)).unflatten(
+                1, tuple(weight.shape[1:])
+            )
+        return {target_patterns[0]: tensor}
+
+
+def _dtype_of(name: str, weight: Tensor, model: Any) -> torch.dtype:
+    """The dtype in which a weight is kept, which some models want to be float32."""
+    for part, dtype in model._get_dtype_plan(weight.dtype).items():
+        if f".{part.strip('.*')}." in f".{name}.":
+            return dtype
+    return weight.dtype
+
+
+def unpacking(scales: dict[str, Tensor]) -> WeightConverter:
+    """A conversion that unpacks the weights of a body as they are read, and keeps their scales by name."""
+    return WeightConverter("weight$", "weight", operations=[_Unpack(scales)])
+
+
+def forget_unpacking(model: PreTrainedModel) -> None:
+    """Let transformers save a model as if its weights had been floats: it would undo what it did at the load."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    ours = [one for one in conversions if any(isinstance(op, _Unpack) for op in getattr(one, "operations", []))]
+    if ours:
+        model._weight_conversions = [one for one in conversions if one not in ours]

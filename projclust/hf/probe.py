@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from projclust.errors import ProjclustError
+from projclust.errors import OptionError, ProjclustError
 from projclust.hf.generation import own_text_of
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
@@ -20,47 +21,92 @@ _KL_SEQUENCES = 16
 _BLOCK_ROWS = 8192
 
 
-@torch.no_grad()
+class Outputs(NamedTuple):
+    """How near the outputs of a model are to those of another one with the same tokens.
+
+    Attributes:
+        cosine: the mean over sequences of the cosine between the last hidden states' means over tokens.
+        kl: the mean divergence of next-token distributions, for generative models whose output layer is tied to the
+            embedding; None for others.
+    """
+
+    cosine: float
+    kl: float | None
+
+
+class Probe:
+    """What a model says of text, before anything is done to it.
+
+    A generative model reads text that it made up, other than what its rows are weighed by. For others tokens stand in
+    random sequences as often as `frequencies` (n,) say, by default all alike.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel, frequencies: Tensor | None, seed: int) -> None:
+        """See the class.
+
+        Raises:
+            OptionError: the model takes more than tokens.
+        """
+        self.model, self.embedding = model, input_embedding(model)[1]
+        n, device = len(self.embedding.weight), self.embedding.weight.device
+        self.ids = _sequences(model, frequencies, n, seed).to(device)
+        head = model.get_output_embeddings() if model.can_generate() else None
+        self.is_tied = head is not None and head.weight is self.embedding.weight
+        # No other rows matter where only the input reads the table.
+        self.read = torch.arange(n, device=device) if self.is_tied else self.ids.unique()
+        try:
+            self.sentences, self.distributions = _outputs(model, self.ids, self.is_tied)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise OptionError(
+                f"what the model says of tokens cannot be told: {' '.join(str(error).split())}"
+            ) from error
+
+    def outputs(self, rows: Tensor) -> Outputs:
+        """How near the model's outputs are with these rows (N, d) in place of those that are read; it comes out as it
+        went in."""
+        with rows_replaced(self.embedding, self.read, rows):
+            return self.outputs_now()
+
+    @torch.no_grad()
+    def outputs_now(self) -> Outputs:
+        """How near the outputs are of the model as it is meanwhile."""
+        other, others = _outputs(self.model, self.ids, self.is_tied)
+        cosine = float(torch.cosine_similarity(self.sentences, other).mean())
+        if not self.is_tied:
+            return Outputs(cosine, None)
+        pairs = zip(self.distributions, others, strict=True)
+        kl = torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0)
+        return Outputs(cosine, float(kl))
+
+    @torch.no_grad()
+    def rows(self, table: Estimate) -> Tensor:
+        """The rows that are read of a table that can be rebuilt."""
+        assert table.rebuild is not None
+        blocks = [self.read] if table.rebuilds_at_once else self.read.split(_BLOCK_ROWS)
+        return torch.cat([table.rebuild(block) for block in blocks])
+
+
 def probe(
     model: PreTrainedModel,
     tables: Iterable[Estimate],
     frequencies: Tensor | None,
     seed: int,
     stage: Callable[[str], None],
-) -> list[tuple[float | None, float | None]]:
-    """How near the outputs of the model with each rebuilt table are to its own; it comes out unchanged.
+) -> list[Outputs | None]:
+    """How near the outputs of the model with each rebuilt table are to its own; see `Probe`.
 
-    A generative model reads text that it made up, other than what its rows are weighed by. For others tokens stand in
-    random sequences as often as `frequencies` (n,) say, by default all alike.
-
-    Returns:
-        for each table the mean over sequences of the cosine between the last hidden states' means over tokens; and the
-        mean divergence of next-token distributions, for generative models whose output layer is tied to the embedding.
-        Both are None for a table that is not rebuilt.
+    None stands for a table that is not rebuilt.
     """
-    embedding = input_embedding(model)[1]
-    n, device = len(embedding.weight), embedding.weight.device
     stage("probing the dense model")
-    ids = _sequences(model, frequencies, n, seed).to(device)
-    head = model.get_output_embeddings() if model.can_generate() else None
-    tied = head is not None and head.weight is embedding.weight
-    # No other rows matter where only the input reads the table.
-    read = torch.arange(n, device=device) if tied else ids.unique()
-    sentences, distributions = _outputs(model, ids, head if tied else None)
-    found: list[tuple[float | None, float | None]] = []
+    dense = Probe(model, frequencies, seed)
+    found: list[Outputs | None] = []
     for table in tables:
-        cosine, divergence = None, None
-        if table.rebuild is not None:
+        if table.rebuild is None:
+            found.append(None)
+        else:
             stage(f"probing {table.name}, {table.bytes:,} bytes")
-            blocks = [read] if table.rebuilds_at_once else read.split(_BLOCK_ROWS)
-            rows = torch.cat([table.rebuild(block) for block in blocks])
-            with _rows_replaced(embedding, read, rows):
-                other, others = _outputs(model, ids, head if tied else None)
-            cosine = float(torch.cosine_similarity(sentences, other).mean())
-            if tied:
-                pairs = zip(distributions, others, strict=True)
-                divergence = float(torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0))
-        found.append((cosine, divergence))
+            found.append(dense.outputs(dense.rows(table)))
         del table  # what it rebuilds, before the next one is made
     return found
 
@@ -75,19 +121,19 @@ def _sequences(model: PreTrainedModel, frequencies: Tensor | None, n: int, seed:
     return draw_sequences(model, draws, shape, torch.Generator().manual_seed(seed))
 
 
-def _outputs(model: PreTrainedModel, ids: Tensor, head: nn.Module | None) -> tuple[Tensor, list[Tensor]]:
-    """(sequences, h) the mean of the last hidden states, and with an output layer log-probabilities of the first."""
+def _outputs(model: PreTrainedModel, ids: Tensor, with_logits: bool) -> tuple[Tensor, list[Tensor]]:
+    """(sequences, h) the mean of the last hidden states, and perhaps the log-probabilities of the first ones."""
     means, distributions = [], []
     for number, batch in enumerate(ids.split(_BATCH)):
         inputs = model_inputs(model, batch)
         means.append(model.base_model(**inputs)[0].float().mean(1))
-        if head is not None and number * _BATCH < _KL_SEQUENCES:
+        if with_logits and number * _BATCH < _KL_SEQUENCES:
             distributions.append(model(**inputs).logits.float().log_softmax(-1))
     return torch.cat(means), distributions
 
 
 @contextmanager
-def _rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
+def rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
     """Other rows in the embedding, and in whatever is tied to it, inside."""
     weight = embedding.weight.data
     kept = weight[ids].clone()

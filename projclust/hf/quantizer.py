@@ -13,13 +13,14 @@ from transformers.quantizers.base import HfQuantizer
 from projclust.checkpoints.tensors import StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.adapters import heed_adapters
+from projclust.hf.body import Scales, packed_state, stored_body
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import is_dispatched, keep_biases, state_dict_to_save
+from projclust.hf.private import forget_unpacking, is_dispatched, keep_biases, state_dict_to_save, unpacking
 from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
 from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
-from projclust.options import FLOAT_BYTES
+from projclust.options import FLOAT_BYTES, Body
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CompressedTable, FactorizedTable
 from projclust.tables.head import TiedHead
@@ -32,6 +33,14 @@ class ProjClustHfQuantizer(HfQuantizer):
     is_trainable = is_compileable = True
     is_qat_trainable = True  # Trainer asks for it when no adapter is attached
     quantization_config: ProjClustConfig
+
+    def __init__(self, quantization_config: ProjClustConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.body_scales: Scales = {}
+
+    def get_weight_conversions(self) -> list[Any]:
+        """What becomes of the tensors of a checkpoint while they are read: a packed body becomes floats."""
+        return [unpacking(self.body_scales)] if self.pre_quantized and self.quantization_config.body else []
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse checkpoints of a later format."""
@@ -65,10 +74,13 @@ class ProjClustHfQuantizer(HfQuantizer):
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
             heed_resizes(model)
+            if self.quantization_config.body is not None:
+                stored_body(model, stored, Body(self.quantization_config.body))
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         if self.pre_quantized:
+            forget_unpacking(model)
             check_loaded_tables(model)
         else:
             config = self.quantization_config
@@ -90,7 +102,8 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
-        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's.
+        """What `save_pretrained` writes: factors in the dtype of `codes`, where that is narrower than the model's, and
+        the other weights as `body` says.
 
         Called before config.json is written, which gets the digest of what will be.
         """
@@ -100,7 +113,9 @@ class ProjClustHfQuantizer(HfQuantizer):
         return state, {}
 
     def _state_to_save(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
-        state, codes = state_dict_to_save(), self.quantization_config.codes
+        state, codes, body = state_dict_to_save(), self.quantization_config.codes, self.quantization_config.body
+        if body is not None:
+            state = packed_state(model, state, Body(body), self.body_scales)
         if codes not in FLOAT_BYTES:
             return state
         dtype: torch.dtype = getattr(torch, codes)

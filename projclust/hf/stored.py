@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from projclust.checkpoints.tensors import StoredTensor, read_headers
+from projclust.checkpoints.tensors import FLOATS, StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.private import is_dispatched, was_read
 from projclust.shapes import CodedShape, FactoredShape
@@ -16,8 +16,6 @@ from projclust.tables import CodedTable, FactorizedTable
 
 # At load only tables of at most so many bytes are hashed, which takes a hundredth of a second or two.
 _HASHED_AT_LOAD = 16 * 2**20
-
-_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape | CodedShape) -> None:
@@ -47,11 +45,11 @@ def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape |
 
 def stored_dtypes(shape: FactoredShape | CodedShape) -> dict[str, tuple[str, ...]]:
     """The dtypes, as safetensors calls them, that each stored tensor of a table may have."""
-    added = {"added": _FLOATS} if shape.added else {}
+    added = {"added": FLOATS} if shape.added else {}
     if isinstance(shape, CodedShape):
         return {**dict.fromkeys(shape.stored, ("U8",)), **added}
     factors = ("weight", "bases", "means") if shape.affine else ("weight", "bases")
-    return {**dict.fromkeys(factors, _FLOATS), "clusters": ("U8",) if shape.k <= 256 else ("I32",), **added}
+    return {**dict.fromkeys(factors, FLOATS), "clusters": ("U8",) if shape.k <= 256 else ("I32",), **added}
 
 
 def _prefixes(stored: dict[str, Any], shape: FactoredShape | CodedShape) -> list[str]:

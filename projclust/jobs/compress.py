@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from projclust.checkpoints.card import compressed_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
@@ -19,10 +20,13 @@ from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_chec
 from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
-from projclust.errors import ProjclustError
+from projclust.errors import OptionError, ProjclustError
+from projclust.hf.body import saved_bytes
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
+from projclust.hf.probe import Probe
 from projclust.hf.swap import dense_parts
+from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
@@ -68,23 +72,29 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     side_files(dense.folder)  # refused before the fit
-    recipe = options.recipe.settled(dense.shape)
+    model, beside = dense.loaded.model, sum(tensor.nbytes for tensor in dense.loaded.extra.values())
+    recipes = recipes_of_size(model, options.recipe, beside)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
-    own_text = own_text_of(dense.loaded.model, recipe.seed)
+    own_text = own_text_of(model, options.recipe.seed)
     weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn, own_text)
+    recipe = best_recipe(model, recipes, weights, hooks.stage)
     report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
         return report
     check_space(options.folder, report.model_bytes_stored)
 
+    dense_outputs = _dense_outputs(model, weights, recipe.seed)
     hooks.stage(_what_is_fitted(recipe, dense.shape))
     svd_options = ClusteringOptions(1, 1, method=Method.SVD)
     svd = fit_clustering(table, svd_options, weights.values, device=team.device, process_group=team.group)
     svd_errors = _error_by_rank(svd.spectra[0])
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
-    compression = compress_embedding(dense.loaded.model, recipe, weights, run)
+    compression = compress_embedding(model, recipe, weights, run)
     report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
+    if dense_outputs is not None:
+        outputs = dense_outputs.outputs_now()
+        report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
@@ -103,7 +113,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
         report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
-        card = compressed_card(report, dense.folder, type(dense.loaded.model).__name__)
+        card = compressed_card(report, dense.folder, type(model).__name__)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # The options make the same folder again, which is no reason to publish it again.
         settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)
@@ -112,6 +122,14 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         content = {name: value for name, value in report.as_json().items() if name != "pushed_to"}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return replace(report, pushed_to=_pushed_to(options, hooks))
+
+
+def _dense_outputs(model: PreTrainedModel, weights: RowWeights, seed: int) -> Probe | None:
+    """What the model says before it is compressed; None of one that takes more than tokens."""
+    try:
+        return Probe(model, weights.draws, seed)
+    except OptionError:
+        return None
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
@@ -125,7 +143,7 @@ def _foreseen(
     options: CompressOptions, recipe: Recipe, dense: Dense, weights: RowWeights, device: torch.device
 ) -> CompressReport:
     """Return the report as far as it is known before the fit; stored bytes are foreseen here, measured once written."""
-    table, source = dense.shape, stored_tensors(dense.folder)
+    table, model, source = dense.shape, dense.loaded.model, stored_tensors(dense.folder)
     size = recipe.stored_bytes(table)
     factored = None if recipe.is_auto else shape_of(recipe, table)
     return CompressReport(
@@ -154,8 +172,10 @@ def _foreseen(
         versions=versions(),
         embedding=dense.name,
         model_bytes_dense=sum(tensor.bytes for tensor in source.values()),
-        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size,
-        dense_parts=dense_parts(dense.loaded.model),
+        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size - saved_bytes(model, recipe.body),
+        body=None if recipe.body is None else str(recipe.body),
+        # Rounded with the body.
+        dense_parts=dense_parts(model) if recipe.body is None else [],
         device=str(device),
         weights_chosen=weights.chosen,
     )
@@ -174,6 +194,13 @@ def _fitted(report: CompressReport, compression: Compression) -> CompressReport:
         relative_error=compression.errors.plain,
         weighted_relative_error=compression.errors.weighted,
     )
+    if (body := compression.body) is not None:
+        report = replace(
+            report,
+            body_bytes_dense=body.bytes_dense,
+            body_bytes_stored=body.bytes_stored,
+            body_relative_error=body.relative_error,
+        )
     clustering, coded = fitted.clustering, fitted.coded
     if clustering is not None:
         groups = torch.bincount(clustering.labels, minlength=config.n_clusters).tolist()

@@ -8,22 +8,27 @@ from projclust.checkpoints.save import found_side_files, without_spaces
 from projclust.checkpoints.source import CONFIG, TOKENIZER, WEIGHTS, is_tokenizer_file
 from projclust.checkpoints.tensors import weight_files
 from projclust.errors import ProjclustError
+from projclust.hf.config import ProjClustConfig
 from projclust.onnx_export.task import task_of
 from projclust.results.reports import DownloadPart
 
 _COMPRESS = "projclust compress"
-_EXPORT = "projclust export --to onnx --body int8 or int4"
+_BODY, _EXPORT = "projclust compress --body int8 or int4", "projclust compress or export --to onnx --body int8 or int4"
 _REWRITE = f"projclust compress, expand and export write {TOKENIZER} without its spaces"
 
 # Of the tokenizer's bytes, what is worth a line.
 _WORTH = 0.02
 
 
-def checkpoint_download(folder: Path, table: int, model: PreTrainedModel, compressed: bool) -> dict[str, DownloadPart]:
-    """The files that programs load of a checkpoint whose table takes so many bytes."""
+def checkpoint_download(
+    folder: Path, table: int, model: PreTrainedModel, config: ProjClustConfig | None
+) -> dict[str, DownloadPart]:
+    """The files that programs load of a checkpoint whose table takes so many bytes; `config` is a compressed one's."""
     weights = [*weight_files(folder), *(path for path in found_side_files(folder) if path.name == WEIGHTS)]
     body = sum(path.stat().st_size for path in weights) - table
-    advice = {"table": None if compressed else _COMPRESS, "body": _EXPORT if _is_exported(model) else None}
+    advice = {"table": _COMPRESS if config is None else None, "body": _EXPORT if _is_exported(model) else _BODY}
+    if config is not None and config.body is not None:
+        advice["body"] = None
     return _parts(folder, {"table": table, "body": body}, advice)
 
 

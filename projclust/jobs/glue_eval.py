@@ -191,11 +191,13 @@ def _sizes(checkpoint: Path) -> ModelSizes:
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if positions is not None and config.get("model_type") in _COUNTED_FROM_PADDING:
         positions -= (config.get("pad_token_id") or 0) + 1
-    if found.how is None:
+    how = found.how
+    if how is None:
         return ModelSizes(table, found.bytes_stored, found.model_bytes_stored, positions)
     if dtype != "U8":
-        found = replace(found, how=replace(found.how, codes=table.dtype))
+        found = replace(found, how=replace(how, codes=table.dtype))
     others = found.model_bytes_stored - found.bytes_stored
+    others += (how.body_bytes_dense or 0) - (how.body_bytes_stored or 0)
     return ModelSizes(table, table.bytes, others + table.bytes, positions, found)
 
 

@@ -29,12 +29,14 @@ from projclust.coding.layout import class_layouts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.stored import read_classes
 from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.body import stored_body
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
 from projclust.hf.stored import check_digest, check_stored_tensors, stored_dtypes
 from projclust.hf.swap import input_embedding
 from projclust.jobs.download import checkpoint_download, graph_download
 from projclust.onnx_export.needs import outputs_of
+from projclust.options import Body
 from projclust.results.reports import HowCompressed, InspectExportReport, InspectReport, StoredGraph, StoredTable
 from projclust.shapes import CodedShape
 
@@ -82,6 +84,7 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
     if weight is None:
         raise CheckpointError(f"{path} holds no weights for its embedding {name}")
     wanted: tuple[int, ...] = (n, d)
+    settings: ProjClustConfig | None = None
     if method == "projclust":
         settings = ProjClustConfig.from_dict(dict(config["quantization_config"]))
         if settings.version not in FORMAT_VERSIONS:
@@ -95,7 +98,7 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
         wanted = shape.stored["weight"]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
-    if method == "projclust":
+    if settings is not None:
         check_stored_tensors(tensors, shape)
         if lacking := sorted(stored_dtypes(shape).keys() - {key.rpartition(".")[2] for key in embedding}):
             raise CheckpointError(f"{path} is damaged: {name}.{lacking[0]} is missing")
@@ -112,10 +115,10 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
         bits_per_weight=8 * stored / (n * d),
         model_bytes_stored=sum(tensor.bytes for tensor in tensors.values()),
         parts=dict(sorted(embedding.items())),
-        download=checkpoint_download(folder, stored, model, method == "projclust"),
+        download=checkpoint_download(folder, stored, model, settings),
         graphs=stored_graphs(folder),
     )
-    if method is None:
+    if settings is None:
         return report
     if isinstance(shape, CodedShape):
         table, codes = _coding(folder, embedding, shape), str(settings.codes)
@@ -123,7 +126,20 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
         factors = [tensor for key, tensor in embedding.items() if not key.endswith("clusters")]
         table, codes = StoredTable(sum(math.prod(tensor.shape) for tensor in factors)), weight.dtype
     ranks = table.ranks or settings.cluster_ranks or [settings.rank] * settings.n_clusters
-    return replace(report, stored=table, how=_how(folder, settings, codes, ranks))
+    how = _how(folder, settings, codes, ranks)
+    return replace(report, stored=table, how=_with_body(how, model, tensors))
+
+
+def _with_body(how: HowCompressed, model: PreTrainedModel, tensors: dict[str, StoredTensor]) -> HowCompressed:
+    """Add what the rounded weights take."""
+    if how.body is None:
+        return how
+    packed = stored_body(model, tensors, Body(how.body)).values()
+    return replace(
+        how,
+        body_bytes_dense=sum(own.bytes_dense for own in packed),
+        body_bytes_stored=sum(own.bytes_stored for own in packed),
+    )
 
 
 def _described(folder: Path, config: dict[str, Any], tensors: int) -> PreTrainedModel:
@@ -178,6 +194,7 @@ def _how(folder: Path, settings: ProjClustConfig, codes: str, ranks: list[int]) 
         codes=codes,
         seed=settings.seed,
         format_version=settings.version,
+        body=settings.body,
     )
     # Written by `projclust compress`, not by save_pretrained: a fine-tuned copy has none, and its error is unknown.
     if (folder / REPORT_FILE).is_file():

@@ -19,7 +19,7 @@ from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.coding.predict import check_budget, least_bytes
 from projclust.errors import ProjclustError
 from projclust.hf.generation import own_text_of
-from projclust.hf.probe import probe
+from projclust.hf.probe import Outputs, probe
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
 from projclust.jobs.by_script import errors_by_script
@@ -76,11 +76,12 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
             yield estimate
             del estimate  # with its table, before the next one is made
 
+    outputs: list[Outputs | None]
     if options.probe:
         outputs = probe(model, estimates(), weights.draws, options.seed, hooks.stage)
     else:
         outputs = list(map(_unprobed, estimates()))
-    rows = [_row(estimate, shape, *own) for estimate, own in zip(found, outputs, strict=True)]
+    rows = [_row(estimate, shape, own) for estimate, own in zip(found, outputs, strict=True)]
     rows.sort(key=lambda row: (-row.bytes, row.recipe))
     if sensitivity is None:
         notes.append(
@@ -107,7 +108,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
         versions=versions(),
         output=options.output,
         weights_chosen=weights.chosen,
-        download=checkpoint_download(dense.folder, bytes_dense, model, compressed=False),
+        download=checkpoint_download(dense.folder, bytes_dense, model, None),
     )
     if options.output is not None:
         hooks.stage(f"writing {options.output}")
@@ -120,9 +121,8 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     return report
 
 
-def _unprobed(estimate: Estimate) -> tuple[None, None]:
+def _unprobed(estimate: Estimate) -> None:
     """Stands for the outputs of an estimate, which no one keeps: in a loop the last one would live on."""
-    return None, None
 
 
 def _without_times(report: PlanReport) -> dict[str, Any]:
@@ -152,15 +152,15 @@ def _by_script(
     return errors_by_script(tokenizer, weights, problem.shape.n, error_of)
 
 
-def _row(estimate: Estimate, shape: DenseShape, cosine: float | None, kl: float | None) -> PlanRow:
+def _row(estimate: Estimate, shape: DenseShape, outputs: Outputs | None) -> PlanRow:
     return PlanRow(
         recipe=estimate.name,
         bits_per_weight=shape.bits_for_bytes(estimate.bytes),
         bytes=estimate.bytes,
         relative_error=estimate.errors.plain,
         weighted_relative_error=estimate.errors.weighted,
-        cosine=cosine,
-        kl=kl,
+        cosine=None if outputs is None else outputs.cosine,
+        kl=None if outputs is None else outputs.kl,
         predicted=estimate.predicted,
         seconds=round(estimate.seconds, 3),
     )

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from projclust.errors import OptionError
 from projclust.options import (
+    Body,
     Codes,
     FitOptions,
     Method,
     Sensitivity,
+    SizeOf,
     check_combination,
     fields_of,
     names_of,
@@ -39,6 +41,8 @@ DEFAULT_K = 5
 
 # What codes "auto" choose themselves, and what the baselines that only round or quantize know nothing of.
 _OF_SUBSPACES = ("k", "j", *(part.name for part in fields(FitOptions) if part.name != "seed"))
+# What baselines, which are never stored, know nothing of.
+_OF_CHECKPOINTS = ("codes", "sensitivity", "body", "size_of")
 # What the identity of a result has always held; of later options only those that are used count, so that results keep
 # their identity. Sizes count as what they come to, and weights and seeds are counted by their values elsewhere.
 _IDENTITY = ("method", "k", "j", "affine", "codes", "restarts", "max_iter", "tol")
@@ -90,6 +94,16 @@ class Recipe(FitOptions):
         "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, model 0.6, counts 1).",
         above=0,
     )
+    size_of: SizeOf = option(
+        SizeOf.EMBEDDING,
+        "What --size is the size of: the embedding, or the model with all its weights, where --body is chosen too "
+        "unless it is named.",
+        "--of",
+        aliases=("of",),
+    )
+    body: Body | None = option(
+        None, "Also store the weights beside the table as int8 or int4, which a loaded model has as floats again."
+    )
     codes: Codes | None = option(
         None,
         "How numbers are stored: as floats (by default the model's), as int8 or int4, or auto, which --bits and --size "
@@ -109,6 +123,10 @@ class Recipe(FitOptions):
             raise OptionError("give exactly one of `j`, `ratio`, `bits` and `size`")
         if self.size is not None:
             parse_size(self.size)
+        if self.size_of == SizeOf.MODEL and self.size is None:
+            raise OptionError("`of` model says what `size` is the size of: give `size`")
+        if self.size_of == SizeOf.MODEL and not (self.is_auto and self.is_stored):
+            raise OptionError("`of` model needs codes auto, whose table can have any size: drop `codes` and `method`")
         if self.weights is not None:
             check_weights_name(self.weights)
         if self.weights == UNIFORM and self.weights_exponent is not None:
@@ -127,7 +145,7 @@ class Recipe(FitOptions):
     def _check_without_subspaces(self) -> None:
         if self.is_stored and self.method != Method.PROJECTIVE:
             raise OptionError("codes auto choose the subspaces themselves: drop `method`, or name other `codes`")
-        names = _OF_SUBSPACES if self.is_stored else (*_OF_SUBSPACES, "codes", "sensitivity")
+        names = _OF_SUBSPACES if self.is_stored else (*_OF_SUBSPACES, *_OF_CHECKPOINTS)
         for name in names:
             if getattr(self, name) != part_of(Recipe, name).default:
                 if self.is_stored:
@@ -141,6 +159,8 @@ class Recipe(FitOptions):
         """A target on the command line replaces those of a file; a k of a file that has no use is dropped."""
         if on_line & set(TARGETS):
             values |= {name: None for name in TARGETS if name in values and name not in on_line}
+            if "size" not in on_line and "size_of" not in on_line:
+                values.pop("size_of", None)
         # Version 0.1 wrote its default k beside sizes of codes, too.
         unused = values.get("codes") == Codes.AUTO and values.get("k") == DEFAULT_K
         if "k" not in on_line and (unused or values.get("method") == Method.SVD):
@@ -183,14 +203,14 @@ class Recipe(FitOptions):
         """`base` with another method and the options `own`; what the method does not know is left out of the base."""
         options = {part.name: getattr(base, part.name) for part in fields(cls)} | {"method": method}
         if set(own) & set(TARGETS) or METHODS.get(method) == "rounding":  # which has one size
-            options |= dict.fromkeys(TARGETS)
+            options |= {**dict.fromkeys(TARGETS), "size_of": SizeOf.EMBEDDING}
         drafted = {**options, **own}
         if drafted["codes"] == Codes.AUTO and method != Method.PROJECTIVE and "codes" not in own:
             options["codes"] = drafted["codes"] = None
         has_size = drafted["bits"] is not None or drafted["size"] is not None
         auto = drafted["codes"] == Codes.AUTO or (drafted["codes"] is None and method == Method.PROJECTIVE and has_size)
         if auto or METHODS.get(method) != METHODS["projective"]:
-            left_out = _OF_SUBSPACES if auto else (*_OF_SUBSPACES, "ratio", "codes", "sensitivity")
+            left_out = _OF_SUBSPACES if auto else (*_OF_SUBSPACES, "ratio", *_OF_CHECKPOINTS)
             options |= {name: part_of(cls, name).default for name in left_out}
         if method == Method.SVD:
             options["k"] = None

@@ -9,24 +9,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from projclust.coding.integers import CLIPPING, GROUP, NO_CLIPPING, round_to_levels, row_blocks
 from projclust.errors import OptionError
 from projclust.recipes.problem import Estimate, Fitted, Problem, relative_errors
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import DenseShape
 
-# Tried for the scale, as fractions of the one that clips nothing: with few levels, clipping the largest number of a
-# group so that the others are finer often pays.
-CLIPPING = tuple(step / 20 for step in range(20, 5, -1))
-NO_CLIPPING = (1.0,)
-
-# Columns of a row that share a scale.
-_GROUP, _NORMAL_FLOAT_GROUP = 32, 64
+# Columns of a row that share a scale with nf4; the others have them in groups of `GROUP`, int8 one for a row.
+_NORMAL_FLOAT_GROUP = 64
 # Rows that an estimate measures.
 _SAMPLE_ROWS = 8192
 
 _LARGEST_HALF = 65504.0
-# Numbers in a temporary: it stays in a core's cache through the search for the scale.
-_BLOCK = 2**17
 
 # 16 quantiles of a normal distribution, zero among them, scaled to [-1, 1] (Dettmers et al., QLoRA, NeurIPS 2023,
 # appendix E).
@@ -58,7 +52,7 @@ def stored_bytes(recipe: Recipe, table: DenseShape) -> int:
 def _bits_and_group(recipe: Recipe, d: int) -> tuple[int, int]:
     """The bits of a code, and how many columns share a scale: with int8 all of a row."""
     bits = int(recipe.method[-1])
-    return bits, {"int8": d, "nf4": _NORMAL_FLOAT_GROUP}.get(recipe.method, _GROUP)
+    return bits, {"int8": d, "nf4": _NORMAL_FLOAT_GROUP}.get(recipe.method, GROUP)
 
 
 def fit(recipe: Recipe, problem: Problem) -> Fitted:
@@ -87,7 +81,7 @@ def _rounded(recipe: Recipe, table: Tensor) -> Tensor:
     bits, group = _bits_and_group(recipe, table.shape[1])
     factors = NO_CLIPPING if recipe.method == "int8" else CLIPPING
     rebuilt = torch.empty(table.shape, device=table.device)
-    for block, into in _row_blocks(table, rebuilt):
+    for block, into in row_blocks(table, rebuilt):
         for values, place in zip(_groups(block, group), _groups(into, group), strict=True):
             is_normal = recipe.method == "nf4"
             place.copy_(_round_normal_float(values) if is_normal else _round_block(values, bits, factors, None))
@@ -105,60 +99,24 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def round_groups(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None = None) -> Tensor:
-    """Round each row of `values` with one scale, the one of least weighted squared error among `factors`.
-
-    The levels are a float16 scale times -2^(bits-1) .. 2^(bits-1) - 1. The scale has the sign that puts the largest
-    number on the side with one level more (llama.cpp's Q4_0), which on MiniLM gains more than the bits of a zero point
-    would. Of two bits the levels are -1.5, -0.5, 0.5 and 1.5: there, a level for zero costs more than it brings.
-
-    Args:
-        values: (g, m) float32.
-        bits: how many a code has, 2 to 8.
-        factors: scales to try, as fractions of the one that clips nothing.
-        weights: (m,) of the columns; default: all one.
-
-    Returns:
-        (g, m) float32 rebuilt numbers.
-    """
+    """(g, m) float32 rows of `values`, each rounded with one float16 scale; see `round_to_levels`."""
     rebuilt = torch.empty_like(values)
-    for block, into in _row_blocks(values, rebuilt):
+    for block, into in row_blocks(values, rebuilt):
         into.copy_(_round_block(block, bits, factors, weights))
     return rebuilt
+
+
+def _round_block(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None) -> Tensor:
+    levels, scale = round_to_levels(values, bits, factors, to_half, weights)
+    return levels.mul_(scale)
 
 
 def _round_normal_float(values: Tensor) -> Tensor:
     """NF4: the largest magnitude of every group is its float16 scale."""
     levels = torch.tensor(_NORMAL_FLOAT, device=values.device)
     scale = to_half(values.abs().amax(-1, keepdim=True))
-    return levels[torch.bucketize(values / _divisor(scale), (levels[1:] + levels[:-1]) / 2)] * scale
-
-
-def _round_block(values: Tensor, bits: int, factors: tuple[float, ...], weights: Tensor | None) -> Tensor:
-    offset = 0.5 if bits == 2 else 0.0
-    lowest = offset - 2 ** (bits - 1)
-    highest = lowest + 2**bits - 1
-    extreme = values.gather(-1, values.abs().argmax(-1, keepdim=True))
-    best, least = torch.zeros_like(values), torch.full_like(extreme, torch.inf)
-    for factor in factors:
-        scale = to_half(extreme * (factor / lowest))
-        levels = (values / _divisor(scale) - offset).round_().add_(offset).clamp_(lowest, highest)
-        rebuilt = levels.mul_(scale)
-        errors = (rebuilt - values).square_()
-        error = errors.sum(-1, keepdim=True) if weights is None else errors @ weights.unsqueeze(1)
-        best = torch.where(error < least, rebuilt, best)
-        least = torch.minimum(error, least)
-    return best
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """`scale`, with one for zero: whatever the codes of such a group are, they rebuild to zeros."""
-    return torch.where(scale == 0, 1.0, scale)
-
-
-def _row_blocks(table: Tensor, rebuilt: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    rows = max(1, _BLOCK // table.shape[1])
-    for block, into in zip(table.split(rows), rebuilt.split(rows), strict=True):
-        yield block.float(), into
+    fractions = values / torch.where(scale == 0, 1.0, scale)
+    return levels[torch.bucketize(fractions, (levels[1:] + levels[:-1]) / 2)] * scale
 
 
 def _groups(rows: Tensor, group: int) -> Iterator[Tensor]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
+from projclust.coding.integers import NO_CLIPPING
 from projclust.errors import OptionError
 from projclust.options import Method
 from projclust.recipes.problem import Estimate, Fitted, Problem
 from projclust.recipes.recipe import Recipe
-from projclust.recipes.rounding import NO_CLIPPING, packed_bytes, round_groups, to_half
+from projclust.recipes.rounding import packed_bytes, round_groups, to_half
 from projclust.shapes import DenseShape, largest
 
 # The columns of coefficients are long, and their largest number is further out than that of a group of 32.

@@ -55,7 +55,11 @@ def script_text(errors: dict[str, ScriptErrors] | None) -> str | None:
 class CompressReport(Report):
     """What `projclust compress` did; what only a fit can tell is None before it.
 
-    projclust_report.json is without `pushed_to`, the address of a repository, for it is pushed itself.
+    `body` is how the weights beside the table are stored, None where as they were; its bytes and relative error are
+    those of the weights that were rounded. `output_cosine` and `output_kl` compare the outputs with the dense model's,
+    on random tokens or text that the model made up (see `projclust.hf.probe.Outputs`); None of models that take more
+    than tokens. projclust_report.json is without `pushed_to`, the address of a repository,
+    for it is pushed itself.
     """
 
     model: str
@@ -95,6 +99,12 @@ class CompressReport(Report):
     model_bytes_dense: int
     model_bytes_stored: int
     dense_parts: "list[DensePart]"
+    body: str | None = None
+    body_bytes_dense: int | None = None
+    body_bytes_stored: int | None = None
+    body_relative_error: float | None = None
+    output_cosine: float | None = None
+    output_kl: float | None = None
     same_size_svd: SameSizeSvd | None = None
     device: str
     weights_chosen: str | None = None
@@ -179,7 +189,10 @@ class StoredTable:
 
 @dataclass(frozen=True, kw_only=True)
 class HowCompressed:
-    """How a checkpoint was compressed; its error and its origin are known where its folder has a report."""
+    """How a checkpoint was compressed; its error and its origin are known where its folder has a report.
+
+    `body` is how the weights beside the table are stored where they are rounded, with the bytes of those that are.
+    """
 
     k: int
     j: int
@@ -193,6 +206,9 @@ class HowCompressed:
     codes: str
     seed: int
     format_version: int
+    body: str | None = None
+    body_bytes_dense: int | None = None
+    body_bytes_stored: int | None = None
     relative_error: float | None = None
     weighted_relative_error: float | None = None
     model: str | None = None

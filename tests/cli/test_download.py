@@ -70,7 +70,7 @@ def test_plan_says_the_same(cli: Cli, dense: Path) -> None:
     assert download(cli, "plan", dense, *options) == download(cli, "inspect", dense)
     shown = [line for line in cli("plan", dense, *options).out.splitlines() if line.startswith("  body ")]
     assert len(shown) == 1
-    assert "projclust export" in shown[0]
+    assert "projclust compress or export" in shown[0]
 
 
 def test_after_each_advice_was_taken(cli: Cli, dense: Path, tmp_path: Path) -> None:
@@ -84,10 +84,19 @@ def test_after_each_advice_was_taken(cli: Cli, dense: Path, tmp_path: Path) -> N
     assert "export" in after["body"]["advice"]
 
 
+def test_a_body_that_is_small_needs_nothing(cli: Cli, dense: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("projclust.hf.body._LEAST", 64)
+    before = download(cli, "inspect", dense)
+    assert cli("compress", dense, "--bits", 6, "--body", "int4", "-o", tmp_path / "small").code == 0
+    after = download(cli, "inspect", tmp_path / "small")
+    assert after["body"]["bytes"] < before["body"]["bytes"]
+    assert after["body"]["advice"] is None
+
+
 def test_what_cannot_be_exported_for_its_use_is_not_said_to(cli: Cli, tmp_path: Path) -> None:
     for name in ("gpt2", "t5"):  # text that is generated, and two graphs
         parts = download(cli, "inspect", save(name, tmp_path / name))
-        assert parts["body"]["advice"] is None
+        assert parts["body"]["advice"] == "projclust compress --body int8 or int4"
         assert parts["table"]["advice"] is not None
 
 

@@ -175,6 +175,26 @@ def test_a_compressed_model_is_trained_and_scored_as_it_is(
     assert "scored as it is, without --variants" in refused.err
 
 
+def test_a_body_is_counted_and_scored_as_it_is_stored(
+    run: Any, cli: Cli, tiny_classifier: Path, tmp_path: Path
+) -> None:
+    outcome = run("--variants", "dense,projective,projective:body=int4")
+    assert outcome.code == 0, outcome
+    found = by_variant(tmp_path / "out")
+    plain, small = found["projective"], found["projective:body=int4"]
+    assert small["bytes_stored"] == plain["bytes_stored"]
+    assert small["model_bytes_stored"] < plain["model_bytes_stored"] < found["dense"]["model_bytes_stored"]
+    # The compressed model by itself: as many bytes, and beside them what it was.
+    compressed = tmp_path / "compressed"
+    assert cli("compress", tiny_classifier, "--k", 3, "--j", 6, "--body", "int4", "-o", compressed).code == 0
+    arguments = ("glue-eval", compressed, "--tasks", "demo", "--limit", 64, "--seeds", 0, "--max-length", 32)
+    assert cli(*arguments, "--epochs", 1, "-o", tmp_path / "own").code == 0
+    (row,) = rows(tmp_path / "own")
+    report = json.loads((compressed / "projclust_report.json").read_text())
+    for name in ("model_bytes_stored", "model_bytes_dense"):
+        assert row[name] == report[name], name
+
+
 def test_a_classifier_that_is_trained_already_is_scored_without_training(
     run: Any, cli: Cli, tiny_classifier: Path, tmp_path: Path
 ) -> None:

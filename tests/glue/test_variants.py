@@ -5,6 +5,7 @@ import pytest
 
 from projclust.errors import ProjclustError
 from projclust.glue.variants import Variant, parse_variant, parse_variants
+from projclust.options import Body
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import DenseShape, FactoredShape
 
@@ -149,6 +150,14 @@ def test_bits_mean_auto_codes_and_other_codes_get_the_largest_rank_that_fits() -
     assert recipe_of(parse_variant("projective:j=40", Recipe(bits=0.5), TABLE)).j == 40
 
 
+def test_the_body_is_part_of_a_variant_and_not_of_baselines() -> None:
+    variant, plain = parse_variants("projective:bits=0.5:body=int4,projective:bits=0.5", Recipe(), TABLE)
+    assert (recipe_of(variant).body, variant.label) == ("int4", "auto, 0.5 bits, int4 body")
+    assert variant.identity(Recipe()) == plain.identity(Recipe()) | {"body": "int4"}
+    shared = parse_variants("projective,svd,pq,int8", Recipe(bits=1.0, body=Body.INT8), TABLE)
+    assert [recipe_of(one).body for one in shared] == ["int8", "int8", None, None]
+
+
 def test_baselines_have_a_size_of_their_own_or_take_one() -> None:
     found = parse_variants("int8,int4,int3,int2,nf4,pq:bits=1,pq", Recipe(bits=0.5), TABLE)
     assert [variant.label for variant in found] == ["int8", "int4", "int3", "int2", "nf4", "pq, 1 bits", "pq, 0.5 bits"]
@@ -168,6 +177,9 @@ def test_baselines_have_a_size_of_their_own_or_take_one() -> None:
         ("projective:bits=4:codes=int8:ranks=adaptive", "needs equal ranks"),
         ("pq", "needs a size"),
         ("pq:k=3", "no options but `bits`"),
+        ("int8:body=int8", "no options but `bits`: drop `body`"),
+        ("projective:bits=0.5:body=int2", "`body` must be one of int8, int4"),
+        ("projective:size=1MB:of=model", "drop `of`, and name `body`"),
     ],
 )
 def test_sizes_that_cannot_be(spec: str, message: str) -> None:

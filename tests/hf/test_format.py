@@ -13,6 +13,8 @@ from tiny_models import tiny_model, uneven_model
 
 from projclust import compress_model
 from projclust.coding.codebooks import CODEBOOKS_FILE, KINDS
+from projclust.hf.body import body_weights
+from projclust.options import Body
 from projclust.tables import CodedEmbedding, FactorizedTable
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
@@ -116,6 +118,22 @@ def test_the_documented_code_rebuilds_coded_tables(tmp_path: Path, options: dict
     assert set(settings["coding"]) == {"decoders", "decoder_bits", "coded", "code_bytes"}
     assert len(state["weight"]) == settings["coding"]["code_bytes"]
     assert len(state["deviations"]) == settings["coding"]["coded"]
+
+
+@pytest.mark.parametrize("body", Body)
+def test_the_documented_body_rebuilds_the_weights(tmp_path: Path, body: Body, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projclust.hf.body._LEAST", 64)
+    model = compress_model(tiny_model("bert"), bits=6.0, weights="uniform", body=body)
+    model.save_pretrained(tmp_path)
+    (code,) = (part.split("```")[0] for part in DOCUMENT.read_text().split("```python\n") if "def rows" in part)
+    names: dict[str, Any] = {"np": np}
+    exec(code, names)
+    stored = load_file(tmp_path / "model.safetensors")
+    packed = {name: own.weight.detach() for name, own in body_weights(model, body).items() if name in stored}
+    assert len(packed) > 5
+    for name, weight in packed.items():
+        rebuilt = names["rows"](stored[name], weight[0].numel())
+        assert np.array_equal(rebuilt, weight.flatten(1).numpy()), name
 
 
 def test_the_documented_kinds_are_those_there_are() -> None:

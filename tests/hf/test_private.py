@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import transformers as hf
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module
+from damaging import rewrite, state
 from safetensors.torch import load_file
 from tiny_models import compressed_model, tiny_model
 from torch import Tensor, nn
@@ -18,8 +20,10 @@ from torch.multiprocessing.spawn import spawn
 from transformers.quantizers.base import HfQuantizer
 
 from projclust import compress_model
+from projclust.coding.integers import pack_rows
 from projclust.hf import private
 from projclust.hf.quantizer import ProjClustHfQuantizer
+from projclust.options import Codes
 
 HEAD, TABLE = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
 
@@ -141,3 +145,30 @@ def test_a_model_sharded_among_processes_is_saved_whole(tmp_path: Path) -> None:
         for name, tensor in before.items():
             assert after[name].dtype == tensor.dtype
             assert torch.equal(after[name], tensor)
+
+
+def test_weights_that_transformers_stores_in_another_layout_are_known() -> None:
+    shape = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    experts = {"moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1, "intermediate_size": 8}
+    model = hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**shape, **experts, num_key_value_heads=1))
+    merged = [name for name, _ in model.named_parameters() if private.is_converted(model)(name)]
+    assert merged == ["model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"]
+    assert not any(map(private.is_converted(tiny_model("bert")), tiny_model("bert").state_dict()))
+
+
+def test_packed_rows_are_unpacked_while_they_are_read_and_never_while_they_are_saved(tmp_path: Path) -> None:
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    model = compress_model(tiny_model("bert"), k=3, j=5)
+    model.save_pretrained(tmp_path)
+    state(tmp_path, body="int8")
+    weight = model.get_parameter(name).detach()
+    rewrite(tmp_path, lambda tensors: tensors.update({name: pack_rows(weight, Codes.INT8)}))
+    again = hf.BertForMaskedLM.from_pretrained(tmp_path)
+    assert 0 < float((again.get_parameter(name) - weight).detach().norm() / weight.norm()) < 0.02
+    assert again.get_parameter(name).requires_grad
+    quantizer: Any = again.hf_quantizer
+    assert list(quantizer.body_scales) == [name]
+    conversions = getattr(again, "_weight_conversions")  # noqa: B009, which mypy does not know
+    assert not any("weight$" in one.source_patterns for one in conversions)
+    again.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors")[name].shape[0] == len(weight)

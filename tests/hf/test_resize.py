@@ -207,3 +207,14 @@ def test_dense_models_are_resized_as_ever_and_nothing_keeps_a_model() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("height", [MORE, 80])
+def test_an_output_layer_that_is_stored_as_integers_is_resized(height: int, tmp_path: Path) -> None:
+    model = compress_model(tiny_model("llama-untied"), **COMPRESSIONS["auto"], body="int8")
+    head = model.get_output_embeddings().weight.detach().clone()
+    kept = min(height, VOCABULARY)
+    resized(model, height).save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.get_output_embeddings().weight[:kept], head[:kept])
+    assert torch.allclose(outputs(loaded, "llama-untied", height), outputs(model, "llama-untied", height), atol=0.01)

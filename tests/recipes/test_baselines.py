@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from projclust import ProjclustError
+from projclust.coding.integers import CLIPPING
 from projclust.options import Codes
 from projclust.recipes.recipe import Recipe
-from projclust.recipes.rounding import CLIPPING, round_groups
+from projclust.recipes.rounding import round_groups
 from projclust.shapes import DenseShape
 
 FIXED = ["int8", "int4", "int3", "int2", "nf4"]
