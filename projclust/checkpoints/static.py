@@ -37,11 +37,15 @@ _TRANSFORMERS_ONLY = (CONFIG, "tokenizer_config.json", "sentence_bert_config.jso
 
 def as_transformers(folder: Path) -> Path:
     """A folder as transformers loads it: itself or, of a table alone, one that lasts as long as this process."""
-    return folder if static_part(folder) is None else Path(_converted(folder).name)
+    part = static_part(folder)
+    if part is None:
+        return folder
+    weights = part / WEIGHTS
+    return Path(_converted(folder, weights.stat().st_mtime_ns if weights.is_file() else 0).name)
 
 
 @cache
-def _converted(folder: Path) -> "tempfile.TemporaryDirectory[str]":
+def _converted(folder: Path, changed: int) -> "tempfile.TemporaryDirectory[str]":
     made = tempfile.TemporaryDirectory(prefix="projclust-")  # goes at the end of this process
     try:
         _convert(folder, Path(made.name))

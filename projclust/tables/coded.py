@@ -212,10 +212,11 @@ class CodedTable(CompressedTable[CodedShape]):
         classes = addresses.classes.long()
         lengths = torch.tensor([layout.row_bytes for layout in addresses.layouts], device=classes.device)
         rows = classes.argsort(stable=True)  # as their codes lie
-        self.weight = self.weight[(rows < n).repeat_interleave(lengths[classes[rows]])]
+        codes = self._buffers_by_name()["weight"][(rows < n).repeat_interleave(lengths[classes[rows]])]
+        self.weight = codes
         if "classes" in self.shape.stored:
             self.classes = store_classes(classes[:n], self.shape.classes)["classes"]
-        self.shape = replace(self.shape, n=n, code_bytes=len(self.weight))
+        self.shape = replace(self.shape, n=n, code_bytes=len(codes))
         self._forget()
 
     def decode(self, ids: Tensor) -> Tensor:
