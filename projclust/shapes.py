@@ -54,6 +54,7 @@ class FactoredShape:
         j: their rank, where they have no `ranks` of their own.
         affine: whether they have means.
         ranks, sizes: the rank and the rows of each cluster, where ranks are unequal.
+        added: rows that follow these n and are dense: those of tokens that a vocabulary was given later.
 
     Raises:
         ProjclustError: unequal ranks and sizes of clusters are not one for each cluster, or sizes not n in all.
@@ -66,6 +67,7 @@ class FactoredShape:
     affine: bool = False
     ranks: tuple[int, ...] | None = None
     sizes: tuple[int, ...] | None = None
+    added: int = 0
 
     def __post_init__(self) -> None:
         ranks, sizes = self.ranks or (), self.sizes or ()
@@ -75,8 +77,13 @@ class FactoredShape:
             )
 
     @property
+    def height(self) -> int:
+        """All rows."""
+        return self.n + self.added
+
+    @property
     def stored(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the stored tensors, with means or without."""
+        """The shapes of the stored tensors of the n rows, with means or without."""
         shared = {"means": (self.k, self.d), "clusters": (self.n,)}
         if self.ranks is None or self.sizes is None:
             return {"weight": (self.n, self.j), "bases": (self.k, self.j, self.d), **shared}
@@ -121,6 +128,7 @@ class CodedShape:
         affine: whether classes have means.
         coded: coordinates with codes, summed over the classes.
         code_bytes: how many the codes of all rows take.
+        added: rows that follow these n and are dense: those of tokens that a vocabulary was given later.
     """
 
     n: int
@@ -132,10 +140,16 @@ class CodedShape:
     affine: bool
     coded: int
     code_bytes: int
+    added: int = 0
+
+    @property
+    def height(self) -> int:
+        """All rows."""
+        return self.n + self.added
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the stored tensors, all of uint8."""
+        """The shapes of the stored tensors of the n rows, all of uint8."""
         id_bytes = (self.n + 1) // 2 if self.classes <= 16 else self.n
         shapes = {
             "weight": (self.code_bytes,),

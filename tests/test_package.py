@@ -1,8 +1,10 @@
 """What `import projclust` offers, and what it does not do yet."""
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,40 @@ print(*[finder for finder in sys.meta_path if type(finder).__module__ == "projcl
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout == "ProjClustHfQuantizer ProjClustConfig\n\n", result.stderr
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which what pyproject.toml declares is installed, whatever the one of the tests has."""
+    root = Path(projclust.__file__).parents[1]
+    declared = (
+        (root / "pyproject.toml").read_text(encoding="utf-8").split('[project.entry-points."torch.backends"]\n')[1]
+    )
+    info = tmp_path_factory.mktemp("installed") / "declared-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: declared\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\n" + declared.splitlines()[0].replace('"', "") + "\n")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(info.parent), str(root)])}
+
+
+@pytest.mark.parametrize(
+    "first", ["torch", *TRANSFORMERS, "transformers.models.bert.modeling_bert", "transformers.trainer"]
+)
+def test_a_program_that_never_imports_projclust_loads_what_it_wrote(
+    first: str, installed: dict[str, str], compressed_folder: Path
+) -> None:
+    code = f"""
+import sys, {first}
+from transformers import AutoModel
+print(type(AutoModel.from_pretrained(sys.argv[1]).get_input_embeddings()).__name__)
+print(*[finder for finder in sys.meta_path if type(finder).__module__ == "projclust._registration"])
+"""
+    command = [sys.executable, "-c", code, str(compressed_folder)]
+    result = subprocess.run(command, env=installed, capture_output=True, text=True, check=False)
+    assert result.stdout == "ProjectiveEmbedding\n\n", result.stderr
+
+
+def test_torch_alone_is_imported_as_ever(installed: dict[str, str]) -> None:
+    code = "import sys, torch; print(sorted(name for name in sys.modules if name.startswith(('projclust', 'transformers'))))"
+    result = subprocess.run([sys.executable, "-c", code], env=installed, capture_output=True, text=True, check=False)
+    assert result.stdout == "['projclust', 'projclust._registration']\n", result.stderr

@@ -24,6 +24,9 @@ assert model(input_ids=torch.tensor([[3, 4, 5]])).last_hidden_state.isfinite().a
 print(projclust.__file__)
 """
 
+# And what a program does that knows nothing of projclust.
+LOAD_UNAWARE = LOAD.replace(", projclust\n", "\n").replace("projclust.__file__", "sys.modules['projclust'].__file__")
+
 
 def files_of_the_tree() -> list[str]:
     """What git tracks, or would on the next commit, of the package."""
@@ -85,5 +88,6 @@ def test_the_installed_command_compresses_and_automodel_reads_it(environment: Pa
     tiny_model("bert").save_pretrained(tmp_path / "dense")
     command = (environment / "projclust", "compress", "dense", "--bits", "6", "--weights", "uniform")
     run(*command, "-o", "small", cwd=tmp_path)
-    home = run(environment / "python", "-c", LOAD, "small", cwd=tmp_path)
-    assert Path(home).is_relative_to(environment.parent)
+    for program in (LOAD, LOAD_UNAWARE):
+        home = run(environment / "python", "-c", program, "small", cwd=tmp_path)
+        assert Path(home).is_relative_to(environment.parent)

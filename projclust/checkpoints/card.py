@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
+from projclust.checkpoints.source import CONFIG, is_static, read_json
 from projclust.errors import CheckpointError
 from projclust.onnx_export.needs import Body, outputs_of
 from projclust.results.reports import CompressReport, ExportReport, StoredGraph, script_text
@@ -61,13 +62,11 @@ before use.
 
 ```python
 import projclust  # pip install projclust
-from transformers import AutoTokenizer, {model_class}
-
-model = {model_class}.from_pretrained("path/or/repo")
-tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
+{_how_to_load(source, model_class)}
 ```
 
-`projclust expand path/or/repo -o dense` writes a stock checkpoint that needs no projclust.
+Programs that load models themselves, such as `transformers serve`, lm-eval and mteb, load this one where projclust is
+installed beside them. `projclust expand path/or/repo -o dense` writes a stock checkpoint that needs no projclust.
 
 ## Source
 
@@ -75,6 +74,18 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/repo")
 Made with projclust {report.versions["projclust"]}; projclust_report.json has every figure,
 projclust_options.yaml the options to make it again.
 """
+
+
+def _how_to_load(source: Path, model_class: str) -> str:
+    if is_static(read_json(source / CONFIG)):
+        return """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/or/repo")
+vectors = model.encode(["A sentence."])"""
+    return f"""from transformers import AutoTokenizer, {model_class}
+
+model = {model_class}.from_pretrained("path/or/repo")
+tokenizer = AutoTokenizer.from_pretrained("path/or/repo")"""
 
 
 def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from projclust.checkpoints.source import CONFIG, WEIGHTS, one_line, quantization_method, read_json
-from projclust.checkpoints.tensors import read_headers, weight_files
+from projclust.checkpoints.tensors import read_headers, variant_of, weight_files
 from projclust.errors import CheckpointError, ProjclustError
 
 
@@ -86,6 +86,7 @@ def _from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tupl
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            variant=variant_of(folder),
             **options,
         )
     except ProjclustError:

@@ -24,6 +24,10 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+# The modules of a sentence-transformers model, and the class of one that is a table and nothing else.
+MODULES, STATIC = "modules.json", "StaticEmbedding"
+# What config.json says of such a model as transformers loads it, see checkpoints/static.py.
+STATIC_MARK = "static_embedding"
 # What `projclust compress` says of the folder it wrote.
 REPORT_FILE = "projclust_report.json"
 
@@ -68,14 +72,20 @@ def resolve_checkpoint(model: str, revision: str | None = None, graphs: bool = F
         if revision is not None:
             raise ProjclustError("--revision is for models on the Hub, but this is a local folder")
         check_readable(folder)
-        if not (folder / CONFIG).is_file():
-            raise ProjclustError(f"{model} holds no {CONFIG}: it is not a model folder")
+        if not (folder / CONFIG).is_file() and static_part(folder) is None:
+            raise ProjclustError(f"{model} holds no {CONFIG}: {_parts_of(folder)}")
         return folder
     check_readable(Path(model))  # or what it lies in
     if os.path.exists(model) or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ProjclustError(f"there is no model folder {model}")
-    patterns = [CONFIG, "model*.safetensors", WEIGHTS_INDEX, "README.md", *_SIDE_FILES]
-    patterns += [f"{GRAPHS}/{body.file}" for body in Body if graphs]
+    patterns = [
+        CONFIG,
+        "model*.safetensors",
+        "model.safetensors.index*.json",
+        "README.md",
+        *_SIDE_FILES,
+    ]
+    patterns += [f"{GRAPHS}/{body.file}" for body in Body if graphs] + [f"0_{STATIC}/{TOKENIZER}"]
     try:
         return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:
@@ -90,6 +100,43 @@ def resolve_checkpoint(model: str, revision: str | None = None, graphs: bool = F
     except (HfHubHTTPError, OSError) as error:
         kind = ServiceError if isinstance(error, HfHubHTTPError) or is_out_of_reach(error) else ProjclustError
         raise kind(f"downloading {model} failed: {one_line(error)}") from None
+
+
+def _parts_of(folder: Path) -> str:
+    """What to do with a folder that has no config.json: a Router of sentence-transformers has one for each part."""
+    if not (folder / MODULES).is_file():
+        return "it is not a model folder"
+    parts = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}")) if "model_type" in read_json(path)]
+    if not parts:
+        return "it is a sentence-transformers model without a transformer"
+    names = ", ".join(part.name for part in parts)
+    return f"its transformers are in folders of their own ({names}): give one, and put the result in its place"
+
+
+def is_static(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a table and nothing else, as transformers loads it."""
+    return config.get(STATIC_MARK) is True
+
+
+def static_part(folder: Path) -> Path | None:
+    """Where the weights lie of a model that is a table and nothing else; None of any other model.
+
+    sentence-transformers has such models (StaticEmbedding), and model2vec, whose config.json names no model_type.
+    """
+    try:
+        modules = json.loads((folder / MODULES).read_bytes())
+        if str(modules[0]["type"]).rpartition(".")[2] != STATIC:
+            return None
+        part = folder / str(modules[0]["path"])
+        return part if part in (folder, folder / f"0_{STATIC}") else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+        kind = config.get("model_type", "model2vec" if "embedding_dtype" in config else None)
+        return folder if kind == "model2vec" else None
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
 
 
 def local_folder(model: str) -> Path | None:
@@ -147,6 +194,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def quantization_method(config: dict[str, Any]) -> str | None:
     """The quantization method that a config.json states: "projclust", another one's name, or None."""
     stated = config.get("quantization_config")
+    parts = [name for name, part in config.items() if isinstance(part, dict) and "quantization_config" in part]
+    if parts:
+        raise ProjclustError(
+            f"parts of this model were compressed by themselves ({', '.join(parts)}): transformers loads it, but a "
+            "command takes the folders that its parts came from"
+        )
     if stated is None:
         return None
     method = stated.get("quant_method") if isinstance(stated, dict) else None

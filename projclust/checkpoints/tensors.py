@@ -1,6 +1,7 @@
 """The tensors of a checkpoint, from the headers of its safetensors files alone."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +26,47 @@ class StoredTensor:
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds safetensors weights, or says that it does."""
-    return (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file()
+    return any((folder / name).is_file() for name in _names(variant_of(folder)))
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant, such as fp16, that the names of a folder's weights have in them, where there are no others.
+
+    Raises:
+        CheckpointError: there are several variants, and nothing that says which is meant.
+    """
+    if any((folder / name).is_file() for name in _names(None)):
+        return None
+    names = [path.name for path in folder.glob("model.*")]
+    found = {match.group(1) or match.group(2) for name in names if (match := _VARIANT.fullmatch(name))}
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds the variants {', '.join(sorted(found))}: keep the files of one")
+    return next(iter(found), None)
+
+
+_VARIANT = re.compile(r"model\.(\w+)(?:-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.(\w+)\.json")
+
+
+def _names(variant: str | None) -> tuple[str, str]:
+    """What the weights are called, and the list of their shards."""
+    if variant is None:
+        return WEIGHTS, WEIGHTS_INDEX
+    return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, one or all its shards."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / WEIGHTS_INDEX).is_file():
-        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map")
+    weights, index = (folder / name for name in _names(variant_of(folder)))
+    if weights.is_file():
+        return [weights]
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise CheckpointError(f"{folder / WEIGHTS_INDEX} is damaged: it lists no shards")
+            raise CheckpointError(f"{index} is damaged: it lists no shards")
         names = sorted(set(shards.values()))
         for name in names:
             if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
-                raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {name!r}, which is no file beside it")
+                raise CheckpointError(f"{index} names {name!r}, which is no file beside it")
         files = [folder / name for name in names]
         for file in files:
             if not file.is_file():

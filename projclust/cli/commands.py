@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from projclust.checkpoints.source import local_folder
+from projclust.checkpoints.source import local_folder, static_part
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
@@ -156,7 +156,8 @@ def expand(options: ExpandOptions, format: Format) -> None:
     with progress_bar() as bar:
         bar.stage(f"expanding {options.path}")
         result = expand_checkpoint(options)
-    _print(result, format, expand_lines, f"AutoModel.from_pretrained({result.output!r})")
+    load = "AutoModel.from_pretrained" if static_part(Path(result.output)) is None else "SentenceTransformer"
+    _print(result, format, expand_lines, f"{load}({result.output!r})")
 
 
 @command

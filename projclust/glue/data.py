@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 
 from projclust.errors import ProjclustError, ServiceError, is_out_of_reach
@@ -81,9 +82,19 @@ def _read(task: Task, split: str, glue_dir: str | None) -> dict[str, list[Any]]:
     if not Path(glue_dir).is_dir():
         raise ProjclustError(f"there is no folder {glue_dir}: --glue-dir takes a folder of {HUB_GLUE}'s layout")
     files = sorted((Path(glue_dir) / task.name).glob(f"{split}-*.parquet"))
+    if saved := _saved(Path(glue_dir) / task.name / split):
+        return dict(pyarrow.concat_tables([pyarrow.ipc.open_stream(file).read_all() for file in saved]).to_pydict())
     if not files:
         raise ProjclustError(f"{glue_dir} has no task {task.name}: {task.name}/{split}-*.parquet is missing there")
     return dict(pyarrow.concat_tables([pyarrow.parquet.read_table(file) for file in files]).to_pydict())
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The files of a split that `save_to_disk` of `datasets` wrote, in their order; none where it did not."""
+    state = folder / "state.json"
+    if not state.is_file():
+        return []
+    return [folder / own["filename"] for own in json.loads(state.read_bytes())["_data_files"]]
 
 
 def _rows(task: Task, split: str, columns: dict[str, list[Any]], limit: int | None) -> Rows:

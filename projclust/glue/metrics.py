@@ -1,5 +1,6 @@
 """The official GLUE metrics, computed here so that nothing needs to be downloaded."""
 
+import tempfile
 import warnings
 from typing import Any
 
@@ -20,7 +21,9 @@ class GlueMetric(evaluate.Metric):
 
     def __init__(self, task: str, **kwargs: Any) -> None:
         self.task: Task = TASKS[task]
-        super().__init__(config_name=task, keep_in_memory=True, **kwargs)
+        # Where it makes a folder without anything to put there: a home may be read-only.
+        self._folder = tempfile.TemporaryDirectory(prefix="projclust-")
+        super().__init__(config_name=task, keep_in_memory=True, cache_dir=self._folder.name, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         kind = datasets.Value("int64" if self.task.labels else "float64")

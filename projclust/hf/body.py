@@ -59,6 +59,9 @@ class BodyWeight:
     def pack(self, rows: Tensor, scales: Tensor | None) -> Tensor:
         """The packed rows of what the weight holds, or is to hold, with known scales where they rebuild it exactly."""
         flat = rows.detach().flatten(1)
+        if scales is not None and len(scales) != len(flat):  # the vocabulary was resized
+            kept = min(len(scales), len(flat))
+            return torch.cat([self.pack(rows[:kept], scales[:kept]), pack_rows(flat[kept:], self.codes)])
         if scales is not None:
             packed = pack_rows(flat, self.codes, scales)
             if torch.equal(unpack_rows(packed, self.columns, flat.dtype), flat):

@@ -18,6 +18,7 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.hf.body import RoundedBody, check_body, round_body
 from projclust.hf.config import ProjClustConfig
 from projclust.hf.generation import own_text_of
+from projclust.hf.resize import heed_resizes
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding, restore_dense, swap_embedding
 from projclust.hf.whole import best_recipe, recipes_of_size
@@ -209,6 +210,7 @@ def compress_embedding(
             model.get_input_embeddings().weight.copy_(table)
         raise
     model.tie_weights()
+    heed_resizes(model)
     model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
     model.quantization_method = "projclust"
     model.is_quantized = False

@@ -19,11 +19,11 @@ DEFAULT_RANK = 40
 _STORED_NAMES = {"k": "n_clusters", "j": "rank", "sensitivity": "metric"}
 _RECIPE = {part.name: _STORED_NAMES.get(part.name, part.name) for part in fields(Recipe)}
 # What only a table that was compressed has.
-_TABLE = ("num_embeddings", "embedding_dim", "cluster_ranks", "cluster_sizes", "coding", "sha256")
+_TABLE = ("num_embeddings", "embedding_dim", "added_rows", "cluster_ranks", "cluster_sizes", "coding", "sha256")
 # Fields that the format did not always have: they are stored where they are not these.
 _LATER: dict[str, Any] = {"ranks": "equal", "loss": "l2"}
 _LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent"))
-_LATER |= dict.fromkeys(("sha256", "body"))
+_LATER |= dict.fromkeys(("sha256", "body", "added_rows"))
 # Options of a compression that the table has been given, and what is used once.
 _NEVER_STORED = ("ratio", "size", "size_of", "sample_weight", "tokenizer")
 # The sizes of a coded table beside those that all tables have.
@@ -60,6 +60,7 @@ class ProjClustConfig(QuantizationConfigMixin):
     version: int
     num_embeddings: int | None
     embedding_dim: int | None
+    added_rows: int | None
     cluster_ranks: list[int] | None
     cluster_sizes: list[int] | None
     coding: dict[str, Any] | None
@@ -122,32 +123,41 @@ class ProjClustConfig(QuantizationConfigMixin):
         config.sample_weight = config.tokenizer = config.sha256 = None
         config._set_recipe(recipe)
         config.__dict__.update(weights)
-        config.num_embeddings, config.embedding_dim = shape.n, shape.d
-        if isinstance(shape, CodedShape):
-            config.n_clusters, config.rank, config.affine = shape.classes, shape.rank, shape.affine
-            config.coding = {name: getattr(shape, name) for name in _CODING}
-            config.version = CODED_FORMAT
-        elif shape.ranks is not None and shape.sizes is not None:
-            config.cluster_ranks, config.cluster_sizes = list(shape.ranks), list(shape.sizes)
-            config.version = UNEQUAL_RANKS_FORMAT
+        config.set_shape(shape)
         return config
+
+    def set_shape(self, shape: FactoredShape | CodedShape) -> None:
+        """State what is stored of a table of this shape."""
+        self.num_embeddings, self.embedding_dim, self.added_rows = shape.n, shape.d, shape.added or None
+        if isinstance(shape, CodedShape):
+            self.n_clusters, self.rank, self.affine = shape.classes, shape.rank, shape.affine
+            self.coding = {name: getattr(shape, name) for name in _CODING}
+            self.version = CODED_FORMAT
+        elif shape.ranks is not None and shape.sizes is not None:
+            self.cluster_ranks, self.cluster_sizes = list(shape.ranks), list(shape.sizes)
+            self.version = UNEQUAL_RANKS_FORMAT
 
     def stored_shape(self) -> FactoredShape | CodedShape:
         """The shape that config.json states; one that no table can have is refused, by the name of the field."""
         self._check_shapes()
-        n, d = int(self.num_embeddings or 0), int(self.embedding_dim or 0)
+        n, d, added = int(self.num_embeddings or 0), int(self.embedding_dim or 0), int(self.added_rows or 0)
         if self.coding is not None:
             coding = {name: int(self.coding[name]) for name in _CODING}
-            return CodedShape(n, d, classes=self.n_clusters, rank=self.rank, affine=self.affine, **coding)
+            return CodedShape(n, d, classes=self.n_clusters, rank=self.rank, affine=self.affine, added=added, **coding)
         ranks = None if self.cluster_ranks is None else tuple(self.cluster_ranks)
         sizes = None if self.cluster_sizes is None else tuple(self.cluster_sizes)
-        return FactoredShape(n, d, k=self.n_clusters, j=self.rank, affine=self.affine, ranks=ranks, sizes=sizes)
+        k, j, affine = self.n_clusters, self.rank, self.affine
+        return FactoredShape(n, d, k=k, j=j, affine=affine, ranks=ranks, sizes=sizes, added=added)
 
     def _check_shapes(self) -> None:
         n, d, k, j = (getattr(self, name) for name in ("num_embeddings", "embedding_dim", "n_clusters", "rank"))
         for name, value in (("num_embeddings", n), ("embedding_dim", d), ("n_clusters", k), ("rank", j)):
             if type(value) is not int or value < 1:
                 raise ProjclustError(f"quantization_config has {name}={value!r}, which is no positive integer")
+        if self.added_rows is not None and (type(self.added_rows) is not int or self.added_rows < 1):
+            raise ProjclustError(
+                f"quantization_config has added_rows={self.added_rows!r}, which is no positive integer"
+            )
         if type(self.affine) is not bool:
             raise ProjclustError(f"quantization_config has affine={self.affine!r}, which is neither true nor false")
         if self.codes is not None and self.codes not in map(str, Codes):

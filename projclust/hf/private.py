@@ -6,6 +6,7 @@ tests/hf/test_private.py has a test for each that fails when the name goes away 
 import re
 import sys
 from collections.abc import Callable
+from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from projclust.coding.integers import scales_of, unpack_rows
+from projclust.tables.head import TiedHead
 
 Ties = dict[str, str]
 """Parameters by name: each key is tied to its value."""
@@ -34,9 +36,6 @@ def rewrite_ties(part: PreTrainedModel, rewritten: Callable[[Ties], Ties]) -> No
 
     There are two tables: `tie_weights` reads one, and `_tied_weights_keys` is read when a part is looked at by itself.
     """
-    # After tying, transformers stretches the output layer's bias to the length of `weight`, which is another than the
-    # vocabulary's where ranks are unequal.
-    part._adjust_bias = _keep_bias
     part.__dict__[_DENSE_TIES] = (dict(part.all_tied_weights_keys), part.__dict__.get("_tied_weights_keys"))
     # A part may tie nothing itself and yet inherit entries from its own parts (BART with a task's head).
     part.all_tied_weights_keys = rewritten(part.all_tied_weights_keys)
@@ -44,8 +43,22 @@ def rewrite_ties(part: PreTrainedModel, rewritten: Callable[[Ties], Ties]) -> No
         part._tied_weights_keys = rewritten(part.get_expanded_tied_weights_keys())
 
 
-def _keep_bias(output_embeddings: nn.Module, input_embeddings: nn.Module) -> None:
-    """Leave the bias as it is."""
+def keep_biases() -> None:
+    """Let no tying change the bias of a compressed output layer; a second call changes nothing.
+
+    transformers stretches it to the length of `weight`, which is another than the vocabulary's where ranks are unequal.
+    On the class, for a model may also be a part of others, such as the decoder of an EncoderDecoderModel, that tie it.
+    """
+    stock = PreTrainedModel._adjust_bias
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @wraps(stock)
+    def adjust(self: PreTrainedModel, output_embeddings: nn.Module, *others: Any) -> None:
+        if not isinstance(output_embeddings, TiedHead):
+            stock(self, output_embeddings, *others)
+
+    PreTrainedModel._adjust_bias = adjust
 
 
 def restore_ties(part: PreTrainedModel) -> None:
@@ -56,7 +69,6 @@ def restore_ties(part: PreTrainedModel) -> None:
         part.__dict__.pop("_tied_weights_keys", None)
         if own is not None:
             part._tied_weights_keys = own
-        part.__dict__.pop("_adjust_bias", None)
 
 
 def was_read(tensor: Tensor) -> bool:

@@ -10,16 +10,20 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from projclust.checkpoints.tensors import read_headers
+from projclust.checkpoints.tensors import StoredTensor, read_headers
 from projclust.errors import CheckpointError, ProjclustError
+from projclust.hf.adapters import heed_adapters
 from projclust.hf.body import Scales, packed_state, stored_body
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import forget_unpacking, state_dict_to_save, unpacking
+from projclust.hf.private import forget_unpacking, is_dispatched, keep_biases, state_dict_to_save, unpacking
+from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
-from projclust.hf.swap import restore_dense, swap_embedding
+from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES, Body
+from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CompressedTable, FactorizedTable
+from projclust.tables.head import TiedHead
 
 
 class ProjClustHfQuantizer(HfQuantizer):
@@ -54,19 +58,24 @@ class ProjClustHfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         if self.pre_quantized:
-            try:
-                shape = self.quantization_config.stored_shape()
-            except ValueError as error:
-                raise CheckpointError(f"damaged checkpoint: {error}") from None
             files = [Path(file) for file in checkpoint_files or [] if Path(file).suffix == ".safetensors"]
-            headers = read_headers(files)
-            check_stored_tensors(headers, shape)
-            check_digest(files, self.quantization_config.sha256, shape, at_load=True)
+            stored, parts = read_headers(files), compressed_parts(model)
+            for prefix, part in parts:
+                stated = part.config.quantization_config
+                config = stated if isinstance(stated, ProjClustConfig) else ProjClustConfig.from_dict(stated)
+                part.config.quantization_config = config
+                own = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
+                swap_embedding(model, _checked_shape(config, own), part=part)
+                config.sha256 = None
+            if not parts:
+                shape = _checked_shape(self.quantization_config, stored)
+                check_digest(files, self.quantization_config.sha256, shape, at_load=True)
+                swap_embedding(model, shape)
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
-            swap_embedding(model, shape)
+            heed_resizes(model)
             if self.quantization_config.body is not None:
-                stored_body(model, headers, Body(self.quantization_config.body))
+                stored_body(model, stored, Body(self.quantization_config.body))
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -88,6 +97,8 @@ class ProjClustHfQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         restore_dense(model)
+        for _, part in compressed_parts(model):
+            del part.config.quantization_config
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
@@ -96,7 +107,7 @@ class ProjClustHfQuantizer(HfQuantizer):
 
         Called before config.json is written, which gets the digest of what will be.
         """
-        state = self._state_to_save(model)
+        state = _with_own_heads(model, self._state_to_save(model))
         if isinstance(config := getattr(model.config, "quantization_config", None), ProjClustConfig):
             config.sha256 = _digest_of(model, state)
         return state, {}
@@ -124,6 +135,36 @@ class ProjClustHfQuantizer(HfQuantizer):
         return state
 
 
+def _with_own_heads(model: PreTrainedModel, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """A state to save in which output layers that read another table than the embedding's are dense.
+
+    So they become where an adapter trained a copy of one of the two. The file has room for one table.
+    """
+    modules = list(model.named_modules())
+    known = {id(module) for _, module in modules}
+    for name, head in modules:
+        if not isinstance(head, TiedHead) or is_dispatched(head):
+            continue
+        own = isinstance(head, FactorizedTable) and head.weight.data_ptr() != head.primary.weight.data_ptr()
+        if own or id(head.primary) not in known:
+            state = dict(model.state_dict() if state is None else state)
+            for part in [key for key in state if key.rpartition(".")[0] == name and not key.endswith(".bias")]:
+                del state[part]
+            state[f"{name}.weight"] = head.dense_weight()
+            model.config.get_text_config().tie_word_embeddings = False
+    return state
+
+
+def _checked_shape(config: ProjClustConfig, stored: dict[str, StoredTensor]) -> FactoredShape | CodedShape:
+    """The shape that config.json states of a table, which is that of its tensors in the headers."""
+    try:
+        shape = config.stored_shape()
+    except ValueError as error:
+        raise CheckpointError(f"damaged checkpoint: {error}") from None
+    check_stored_tensors(stored, shape)
+    return shape
+
+
 def _digest_of(model: PreTrainedModel, state: dict[str, Tensor] | None) -> str | None:
     """That of the embedding in a state to save, by default the model's; None of one that is not here as a whole."""
     for name, table in model.named_modules():
@@ -142,6 +183,8 @@ def register() -> None:
         register_quantization_config("projclust")(ProjClustConfig)
     with suppress(ValueError):
         register_quantizer("projclust")(ProjClustHfQuantizer)
+    keep_biases()
+    heed_adapters()
 
 
 register()

@@ -82,6 +82,8 @@ def sensitivities(
     gradients = torch.zeros(d, d, dtype=torch.float64)
     states = torch.zeros_like(gradients)
     head = model.get_output_embeddings() if model.can_generate() else None
+    if isinstance(head, nn.Embedding):  # FSMT's decoder multiplies with its own embedding, which it looks up as well
+        head = None
     tied = head is not None and head.weight is table
     with measuring(model), ExitStack() as stack:
         looked_up = stack.enter_context(_lookups(model, table))

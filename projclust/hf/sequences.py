@@ -1,5 +1,6 @@
 """Random sequences of a model's own tokens: enough to measure what it notices, where no text is at hand."""
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -36,11 +37,13 @@ def draw_sequences(
     return ids
 
 
-def model_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+def model_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     """What the model is called with to read sequences (b, t)."""
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(0)  # other sequences than the encoder's, of the same kind
+    if "state" in signature(model.forward).parameters:  # RWKV writes it in place, which gradients do not survive
+        inputs["use_cache"] = False
     return inputs
 
 

@@ -31,7 +31,8 @@ def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape |
             if key.rpartition(".")[0] == prefix.removesuffix(".") and key.removeprefix(prefix) not in dtypes:
                 raise CheckpointError(f"damaged checkpoint: config.json says nothing of {key}")
         for name, known in dtypes.items():
-            found, wanted = stored.get(prefix + name), shape.stored[name]
+            found = stored.get(prefix + name)
+            wanted = (shape.added, shape.d) if name == "added" else shape.stored[name]
             if found is not None and found.shape != wanted:
                 raise CheckpointError(
                     f"damaged checkpoint: {prefix}{name} has shape {list(found.shape)}, expected {list(wanted)}"
@@ -44,10 +45,11 @@ def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape |
 
 def stored_dtypes(shape: FactoredShape | CodedShape) -> dict[str, tuple[str, ...]]:
     """The dtypes, as safetensors calls them, that each stored tensor of a table may have."""
+    added = {"added": FLOATS} if shape.added else {}
     if isinstance(shape, CodedShape):
-        return dict.fromkeys(shape.stored, ("U8",))
+        return {**dict.fromkeys(shape.stored, ("U8",)), **added}
     factors = ("weight", "bases", "means") if shape.affine else ("weight", "bases")
-    return {**dict.fromkeys(factors, FLOATS), "clusters": ("U8",) if shape.k <= 256 else ("I32",)}
+    return {**dict.fromkeys(factors, FLOATS), "clusters": ("U8",) if shape.k <= 256 else ("I32",), **added}
 
 
 def _prefixes(stored: dict[str, Any], shape: FactoredShape | CodedShape) -> list[str]:
@@ -97,7 +99,8 @@ def check_loaded_tables(model: nn.Module) -> None:
 
 
 def _check_factors(table: FactorizedTable) -> None:
-    for name in [*table.factor_names(), *(["clusters"] if table.primary is table else [])]:
+    own = ["clusters", *(["added"] if table.added is not None else [])] if table.primary is table else []
+    for name in [*table.factor_names(), *own]:
         tensor = getattr(table, name)
         if table.primary is not table and tensor is getattr(table.primary, name):
             continue  # tied: checked there
@@ -116,9 +119,11 @@ def _check_factors(table: FactorizedTable) -> None:
 
 
 def _check_codes(table: CodedTable) -> None:
-    for name in table.shape.stored:
+    for name in stored_dtypes(table.shape):
         if not (was_read(getattr(table, name)) or is_dispatched(table)):
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} is missing")
+    if table.added is not None and not (table.added.is_meta or torch.isfinite(table.added).all()):
+        raise CheckpointError("damaged checkpoint: the embedding's added has NaN or infinite entries")
     try:
         table.prepare()
     except ProjclustError as error:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from projclust.errors import ProjclustError
 from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
@@ -60,20 +60,28 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
-def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:
+def swap_embedding(
+    model: PreTrainedModel,
+    shape: FactoredShape | CodedShape,
+    primary: Any = None,
+    part: PreTrainedModel | None = None,
+) -> Any:
     """Replace the token embedding and every module tied to it by factorised or coded modules that are yet to be filled.
 
     They have the old weight's device and dtype; scales, padding and biases are kept. Returns the new embedding, whose
-    stored tensors the others read.
+    stored tensors the others read; a `primary` that is given takes its place as it is. With a `part` it is the
+    embedding of that one, such as the decoder of an EncoderDecoderModel.
     """
-    name, old = input_embedding(model)
-    if old.weight.shape != (shape.n, shape.d):
+    name, old = input_embedding(part or model)
+    if part is not None:
+        name = _names_of(model, old)[0]
+    if old.weight.shape != (shape.height, shape.d):
         rows, columns = old.weight.shape
         raise ProjclustError(
-            f"the checkpoint's embedding is {shape.n} x {shape.d}, but the model asks for {rows} x {columns}"
+            f"the checkpoint's embedding is {shape.height} x {shape.d}, but the model asks for {rows} x {columns}"
         )
     tied = _tied_modules(model, name, old)
-    primary: ProjectiveEmbedding | CodedEmbedding = _compressed(name, old, shape, None)
+    primary = _compressed(name, old, shape, None) if primary is None else primary
     replacements: dict[str, nn.Module] = dict.fromkeys(_names_of(model, old), primary)
     replacements |= {other: _compressed(other, module, shape, primary) for other, module in tied.items()}
     # What is tied to a coded table holds nothing that could be tied.
@@ -117,6 +125,18 @@ def dense_parts(model: PreTrainedModel) -> list[DensePart]:
     return parts
 
 
+def compressed_parts(model: PreTrainedModel) -> list[tuple[str, PreTrainedModel]]:
+    """(prefix, sub-model) of those that were compressed before they became parts of this one, as their configs say."""
+    own = {id(config): config for config in vars(model.config).values() if isinstance(config, PretrainedConfig)}
+    found: dict[int, tuple[str, PreTrainedModel]] = {}
+    for prefix, part in _pretrained_parts(model):
+        stated = getattr(own.get(id(part.config)), "quantization_config", None)
+        method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+        if method == "projclust":
+            found.setdefault(id(part.config), (prefix, part))  # the first is that which holds the others
+    return list(found.values())
+
+
 def _refuse_dense_readers(model: PreTrainedModel) -> None:
     """Models that multiply with the embedding's dense weight themselves, outside any module that could be swapped."""
     for _, part in _pretrained_parts(model):
@@ -149,10 +169,10 @@ def _tied_modules(model: PreTrainedModel, name: str, old: nn.Embedding) -> dict[
     root = ties.get(weight, weight)
     names = {key.rpartition(".")[0] for pair in ties.items() if root in pair for key in pair}
     for other_name, module in model.named_modules(remove_duplicate=False):
-        if getattr(module, "weight", None) is old.weight:
+        if module is not old and getattr(module, "weight", None) is old.weight:
             names.add(other_name)
-    modules = {tied: model.get_submodule(tied) for tied in sorted(names)}
-    return {tied: module for tied, module in modules.items() if module is not old}
+    # What the tables tie may be the embedding itself under another name, as after set_input_embeddings.
+    return {tied: model.get_submodule(tied) for tied in sorted(names - {name})}
 
 
 def _compressed(name: str, old: nn.Module, shape: FactoredShape | CodedShape, primary: nn.Module | None) -> Any:

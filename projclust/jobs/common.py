@@ -16,6 +16,7 @@ from torch import Tensor
 import projclust
 from projclust.checkpoints.load import Loaded, load_checkpoint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
+from projclust.checkpoints.static import as_transformers
 from projclust.errors import CheckpointError, OptionError, ProjclustError
 from projclust.hf.swap import input_embedding
 from projclust.results.rows import Row
@@ -63,7 +64,7 @@ class Dense:
 
 def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str], None]) -> Dense:
     """Load a dense checkpoint; the seed decides the parameters that it lacks."""
-    source = resolve_checkpoint(model, revision)
+    source = as_transformers(resolve_checkpoint(model, revision))
     stage(f"reading {model}")
     method = quantization_method(read_json(source / CONFIG))
     if method is not None:

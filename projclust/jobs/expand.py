@@ -6,7 +6,8 @@ from projclust.checkpoints.card import expanded_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.load import load_checkpoint
 from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint
-from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
+from projclust.checkpoints.source import CONFIG, is_static, quantization_method, read_json, resolve_checkpoint
+from projclust.checkpoints.static import write_static
 from projclust.checkpoints.tensors import stored_tensors, weight_files
 from projclust.errors import ProjclustError
 from projclust.hf.stored import check_digest
@@ -34,6 +35,8 @@ def expand_checkpoint(options: ExpandOptions) -> ExpandReport:
     with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)
         save_checkpoint(loaded, folder)
+        if is_static(config):
+            write_static(source, folder)
         (folder / "README.md").write_text(expanded_card(options.path, source), encoding="utf-8")
         write_options(folder, options)
         after = stored_tensors(folder)

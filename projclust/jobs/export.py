@@ -13,6 +13,7 @@ from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.load import Loaded, load_checkpoint
 from projclust.checkpoints.save import copy_side_files
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
+from projclust.checkpoints.static import as_transformers
 from projclust.errors import ProjclustError
 from projclust.jobs.common import SILENT, Hooks, versions
 from projclust.jobs.options import ExportOptions
@@ -32,7 +33,7 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
         ProjclustError: a user's mistake, or a model that cannot be exported; nothing is left behind.
     """
     options.check_folder()
-    source = resolve_checkpoint(options.model, options.revision)
+    source = as_transformers(resolve_checkpoint(options.model, options.revision))
     hooks.stage(f"reading {options.model}")
     model = _model_of(options.model, source, hooks)
     task = task_of(model)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from projclust.checkpoints.folder import OPTIONS_FILE, cannot_write, check_target_name, locked, made, write_options
 from projclust.checkpoints.load import load_tokenizer
 from projclust.checkpoints.source import CONFIG, local_folder, read_json, resolve_checkpoint
+from projclust.checkpoints.static import as_transformers
 from projclust.errors import OptionError, ProjclustError
 from projclust.glue.data import TaskData, load_task
 from projclust.glue.engine import Engine
@@ -62,7 +63,7 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
 
     hooks.stage(f"reading {options.model}")
     with accelerator.main_process_first():
-        checkpoint = resolve_checkpoint(options.model, options.revision)
+        checkpoint = as_transformers(resolve_checkpoint(options.model, options.revision))
     sizes = _sizes(checkpoint)
     protocol, variants = _protocol_and_variants(options, sizes)
     default_epochs = Settings.epochs if protocol == PAPER else 3

@@ -15,12 +15,15 @@ from projclust.checkpoints.load import check_layers, model_class
 from projclust.checkpoints.source import (
     CONFIG,
     REPORT_FILE,
+    STATIC,
+    is_static,
     local_folder,
     one_line,
     quantization_method,
     read_json,
     resolve_checkpoint,
 )
+from projclust.checkpoints.static import as_transformers
 from projclust.checkpoints.tensors import StoredTensor, embedding_tensors, has_weights, stored_tensors, weight_files
 from projclust.coding.layout import class_layouts
 from projclust.coding.packing import unpack_nibbles
@@ -40,7 +43,7 @@ from projclust.shapes import CodedShape
 
 def inspect_folder(path: str, revision: str | None = None) -> InspectReport | InspectExportReport:
     """Return what a checkpoint holds or, of a folder of ONNX files alone, what these do; no model is loaded."""
-    folder = resolve_checkpoint(path, revision)
+    folder = as_transformers(resolve_checkpoint(path, revision))
     if not has_weights(folder):
         if local_folder(path) is None:
             folder = resolve_checkpoint(path, revision, graphs=True)
@@ -64,7 +67,7 @@ def _graphs(path: str, folder: Path, graphs: list[StoredGraph]) -> InspectExport
 
 def inspect_checkpoint(path: str, revision: str | None = None) -> InspectReport:
     """Return shapes, sizes, error and provenance of a dense or compressed checkpoint; no model is loaded."""
-    return _checkpoint(path, resolve_checkpoint(path, revision))
+    return _checkpoint(path, as_transformers(resolve_checkpoint(path, revision)))
 
 
 def _checkpoint(path: str, folder: Path) -> InspectReport:
@@ -90,8 +93,8 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
             shape = settings.stored_shape()
         except ProjclustError as error:
             raise CheckpointError(f"{folder}: damaged checkpoint: {error}") from None
-        if (shape.n, shape.d) != (n, d):
-            raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.n} x {shape.d}")
+        if (shape.height, shape.d) != (n, d):
+            raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.height} x {shape.d}")
         wanted = shape.stored["weight"]
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
@@ -104,7 +107,7 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
     report = InspectReport(
         path=path,
         compressed=method == "projclust",
-        model_class=model_class(config).__name__,
+        model_class=STATIC if is_static(config) else model_class(config).__name__,
         embedding=name,
         n=n,
         d=d,
@@ -167,7 +170,7 @@ def _coding(folder: Path, embedding: dict[str, StoredTensor], shape: CodedShape)
         raise CheckpointError(f"{folder} is damaged: {one_line(error)}") from None
     rows = torch.bincount(classes, minlength=shape.classes).tolist()
     ranks = [len(layout.coded) for layout in layouts]
-    vectors = shape.decoders * shape.rank + shape.affine * shape.classes
+    vectors = shape.decoders * shape.rank + shape.affine * shape.classes + shape.added
     return StoredTable(
         params_stored=sum(map(mul, rows, ranks)) + vectors * shape.d,
         decoders=shape.decoders,

@@ -1,6 +1,7 @@
 """Tables whose rows are packed codes, and the lookup that decodes the rows it needs."""
 
 import warnings
+from dataclasses import replace
 from operator import mul
 from typing import Any, NamedTuple
 
@@ -14,7 +15,14 @@ from projclust.coding.layout import ClassLayout, row_starts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.portable import in_onnx_export, places
 from projclust.coding.reading import Reading, read_rows, reading_of
-from projclust.coding.stored import SideTables, as_stored, read_classes, read_side_tables, store_side_tables
+from projclust.coding.stored import (
+    SideTables,
+    as_stored,
+    read_classes,
+    read_side_tables,
+    store_classes,
+    store_side_tables,
+)
 from projclust.coding.trellis import has_kernels
 from projclust.errors import ProjclustError
 from projclust.shapes import CodedShape
@@ -55,6 +63,7 @@ class CodedTable(CompressedTable[CodedShape]):
     """
 
     weight: Tensor
+    classes: Tensor
     kinds: Tensor
     _like: Tensor
     latent_deviations: nn.Parameter | None  # (C, r)
@@ -191,10 +200,24 @@ class CodedTable(CompressedTable[CodedShape]):
         return Addresses(row_starts(classes, row_bytes), classes.to(torch.uint8), windows, layouts, rows)
 
     @torch.no_grad()
-    def dense_weight(self) -> Tensor:
-        """(n, d) the table itself."""
+    def compressed_rows(self) -> Tensor:
+        """(n, d) the rows that have codes."""
         ids = torch.arange(self.shape.n, device=self.primary.weight.device)
         return torch.cat([self.decode(block) for block in ids.split(BLOCK_ROWS)])
+
+    @torch.no_grad()
+    def cut(self, n: int) -> None:
+        """Keep the codes of the first n rows."""
+        addresses = self.addresses()
+        classes = addresses.classes.long()
+        lengths = torch.tensor([layout.row_bytes for layout in addresses.layouts], device=classes.device)
+        rows = classes.argsort(stable=True)  # as their codes lie
+        codes = self._buffers_by_name()["weight"][(rows < n).repeat_interleave(lengths[classes[rows]])]
+        self.weight = codes
+        if "classes" in self.shape.stored:
+            self.classes = store_classes(classes[:n], self.shape.classes)["classes"]
+        self.shape = replace(self.shape, n=n, code_bytes=len(codes))
+        self._forget()
 
     def decode(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the table, in the dtype of the embedding."""

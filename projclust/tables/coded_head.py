@@ -48,13 +48,12 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
     _head_order: "_HeadOrder | None" = None
     _head_rows: tuple[Addresses, HeadRows] | None = None
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of shape ``hidden.shape[:-1] + (n,)``."""
+    def _logits(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         read = self._read(hidden)
         logits = self._made(hidden) if read is None else read
-        if self.bias is not None:
-            logits = logits + self.bias.to(logits.dtype)
-        return logits.view(*hidden.shape[:-1], self.out_features)
+        if bias is not None:
+            logits = logits + bias.to(logits.dtype)
+        return logits.view(*hidden.shape[:-1], self.shape.n)
 
     def _read(self, hidden: Tensor) -> Tensor | None:
         """(P, n) logits without the bias in one pass over the codes; None where that is not possible or not faster."""

@@ -1,6 +1,7 @@
 """Tables held as coefficients in the bases of subspaces, and the lookup that decodes the rows it needs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -143,12 +144,26 @@ class FactorizedTable(CompressedTable[FactoredShape]):
         return torch.stack([F.pad(basis, (0, 0, 0, self.rank - rank)) for basis, rank in bases])
 
     @torch.no_grad()
-    def dense_weight(self) -> Tensor:
-        """(n, d) the table itself, in the factors' dtype."""
+    def compressed_rows(self) -> Tensor:
+        """(n, d) the rows that have coefficients, in the factors' dtype."""
         order = self.row_order().to(self.weight.device)
         parts = by_cluster(self.weight, order.sizes, self.ranks)
         rows = torch.cat(list(map(_rebuild, parts, self.basis_of_each(), self.mean_of_each())))
         return rows[order.position].to(self.weight.dtype)
+
+    @torch.no_grad()
+    def cut(self, n: int) -> None:
+        """Keep the coefficients of the first n rows."""
+        order = self.row_order()
+        kept = [rows < n for rows in order.rows.to(self.weight.device).split(order.sizes)]
+        parts = [part[own] for part, own in zip(by_cluster(self.weight, order.sizes, self.ranks), kept, strict=True)]
+        sizes = None if self.cluster_sizes is None else tuple(map(len, parts))
+        shape = replace(self.shape, n=n, sizes=sizes)
+        self.cluster_sizes = None if sizes is None else list(sizes)
+        # The parameter itself stays: what is tied to it and an optimizer may hold it.
+        self.weight.data = torch.cat([part.flatten() for part in parts]).view(shape.stored["weight"])
+        self.clusters, self.shape = self.clusters[:n].clone(), shape
+        self._forget()
 
     def basis_of_each(self) -> Sequence[Tensor]:
         """The (j_c, d) basis of each cluster."""
@@ -197,7 +212,7 @@ class ProjectiveEmbedding(EmbeddingLookup[FactoredShape], FactorizedTable):
         parts = self._coefficients_at(distinct, counts)
         each = zip(parts, self.basis_of_each(), self.mean_of_each(), strict=True)
         rows = torch.cat([own @ basis if mean is None else torch.addmm(mean, own, basis) for own, basis, mean in each])
-        if self.padding_idx is not None and torch.is_grad_enabled():
+        if self.padding_idx is not None and self.padding_idx < self.shape.n and torch.is_grad_enabled():
             rows = torch.where((distinct == position[self.padding_idx]).unsqueeze(1), rows.detach(), rows)
         return rows, inverse
 

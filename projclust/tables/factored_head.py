@@ -39,20 +39,19 @@ class ProjectiveLMHead(TiedHead[FactoredShape], FactorizedTable):
         logits = head(hidden)  # (2, 7, 768) -> (2, 7, 30522)
     """
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of shape ``hidden.shape[:-1] + (n,)``."""
+    def _logits(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         order = self.row_order().to(hidden.device)
         inner = F.linear(hidden, self.bases.flatten(0, -2))  # (..., k*j)
         shift = None if self.means is None else F.linear(hidden, self.means)  # (..., k)
         # Everything in the dtype of the products, as nn.Linear does under autocast.
         weight = self.weight.to(inner.dtype)
-        bias = None if self.bias is None else self.bias.to(inner.dtype)
+        bias = None if bias is None else bias.to(inner.dtype)
         if in_compiler():
             return _plain_logits(inner, shift, weight=weight, bias=bias, order=order, ranks=self.ranks)
         flat_inner = inner.reshape(-1, inner.shape[-1])
         flat_shift = None if shift is None else shift.reshape(-1, self.n_clusters)
         logits: Tensor = _BlockedLogits.apply(flat_inner, flat_shift, weight, bias, order, self.ranks)
-        return logits.view(*hidden.shape[:-1], self.out_features)
+        return logits.view(*hidden.shape[:-1], self.shape.n)
 
 
 def _plain_logits(

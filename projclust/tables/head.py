@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from projclust.tables.table import CompressedTable, Shape
 
@@ -25,8 +26,8 @@ class TiedHead(CompressedTable[Shape]):
         primary: CompressedTable[Shape] | None = None,
     ) -> None:
         super().__init__(shape, dtype, device, primary)
-        self.in_features, self.out_features = shape.d, shape.n
-        unset = nn.Parameter(torch.empty(shape.n, dtype=dtype, device=device)) if bias else None
+        self.in_features, self.out_features = shape.d, shape.height
+        unset = nn.Parameter(torch.empty(shape.height, dtype=dtype, device=device)) if bias else None
         self.register_parameter("bias", unset)
 
     @classmethod
@@ -36,6 +37,20 @@ class TiedHead(CompressedTable[Shape]):
         head.bias = old.bias  # the parameter itself: it may be tied elsewhere
         head.training = old.training
         return head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits of shape ``hidden.shape[:-1] + (n,)``."""
+        added, n = self.primary.added, self.shape.n
+        if added is None:
+            return self._logits(hidden, self.bias)
+        first, last = (None, None) if self.bias is None else (self.bias[:n], self.bias[n:])
+        logits = self._logits(hidden, first)
+        more = F.linear(hidden, added.to(hidden.dtype), None if last is None else last.to(hidden.dtype))
+        return torch.cat([logits, more.to(logits.dtype)], -1)
+
+    def _logits(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """Those of the n rows that are not there."""
+        raise NotImplementedError
 
     def to_dense(self, weight: nn.Parameter) -> nn.Linear:
         """The `nn.Linear` with this weight, (n, d), and the bias itself."""

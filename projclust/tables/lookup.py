@@ -1,5 +1,6 @@
 """What every compressed embedding does around the decoding of rows: shapes, padding, the scale of Gemma and BART."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ class EmbeddingLookup(CompressedTable[Shape]):
         primary: CompressedTable[Shape] | None = None,
     ) -> None:
         super().__init__(shape, dtype, device, primary)
-        self.num_embeddings, self.embedding_dim = shape.n, shape.d
+        self.num_embeddings, self.embedding_dim = shape.height, shape.d
         self.padding_idx = padding_idx
         self.scale = scale
         self.dense_class: type[nn.Embedding] = nn.Embedding
@@ -55,20 +56,33 @@ class EmbeddingLookup(CompressedTable[Shape]):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of shape ``ids.shape + (d,)``."""
-        flat = ids.reshape(-1)
+        rows = self._with_added(ids.reshape(-1), self._found, self._scaled)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def _with_added(
+        self, ids: Tensor, find: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor] = lambda rows: rows
+    ) -> Tensor:
+        """(N, d) rows for a vector of ids: `find` gives those that are not there, `finish` sees those that are."""
+        added, n = self.primary.added, self.shape.n
+        if added is None:
+            return find(ids)
+        padding = None if self.padding_idx is None or self.padding_idx < n else self.padding_idx - n
+        own = finish(F.embedding((ids - n).clamp(min=0), added, padding))
+        return torch.where((ids >= n).unsqueeze(1), own, find(ids.clamp(max=n - 1)))
+
+    def _found(self, flat: Tensor) -> Tensor:
+        """(N, d) the rows of a vector of ids, scaled."""
         read = self._read(flat)
         if read is not None:
-            return self._scaled(read).view(*ids.shape, self.embedding_dim)
+            return self._scaled(read)
         # A lookup is not for autocast, which leaves that of nn.Embedding alone as well.
-        with torch.autocast(ids.device.type, enabled=False):
+        with torch.autocast(flat.device.type, enabled=False):
             # Distinct tokens are data: a compiler has no shapes for them, and an accelerator would have to stop until
             # the host knows them.
-            if ids.device.type != "cpu" or in_compiler():
-                rows = self._scaled(self._decode_static(flat))
-            else:
-                distinct_rows, inverse = self._decode_distinct(flat)
-                rows = F.embedding(inverse, self._scaled(distinct_rows))
-        return rows.view(*ids.shape, self.embedding_dim)
+            if flat.device.type != "cpu" or in_compiler():
+                return self._scaled(self._decode_static(flat))
+            distinct_rows, inverse = self._decode_distinct(flat)
+            return F.embedding(inverse, self._scaled(distinct_rows))
 
     def _read(self, ids: Tensor) -> Tensor | None:
         """(N, d) the rows of a vector of ids without the scale, by compiled loops; None where torch has to do it."""
@@ -76,8 +90,12 @@ class EmbeddingLookup(CompressedTable[Shape]):
 
     def rows(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the table for a vector of ids, without the scale: what the dense weight would hold."""
-        distinct_rows, inverse = self._decode_distinct(ids)
-        return F.embedding(inverse, distinct_rows)
+
+        def find(own: Tensor) -> Tensor:
+            distinct_rows, inverse = self._decode_distinct(own)
+            return F.embedding(inverse, distinct_rows)
+
+        return self._with_added(ids, find)
 
     def _decode_distinct(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the u distinct tokens, (u, d), and for each token which of them it is, (N,)."""

@@ -1,5 +1,6 @@
 """What all compressed embedding tables have in common."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -17,8 +18,11 @@ Shape = TypeVar("Shape", bound=FactoredShape | CodedShape)
 class CompressedTable(nn.Module, Generic[Shape]):
     """An embedding table that is not there: its rows, of this dtype, are made from something smaller.
 
-    A table with a `primary` reads the stored tensors of that one; any other has its own.
+    A table with a `primary` reads the stored tensors of that one; any other has its own. Rows of tokens that the
+    vocabulary was given later are not compressed: they are the parameter `added`, (m, d), and follow the others.
     """
+
+    added: nn.Parameter | None
 
     def __init__(
         self,
@@ -33,6 +37,9 @@ class CompressedTable(nn.Module, Generic[Shape]):
         self._primary: list[Any] = [] if primary is None else [primary]
         self._index: tuple[Any, Any] | None = None
         self._allocate(dtype, device)
+        own = shape.added > 0 and primary is None
+        added = nn.Parameter(torch.empty(shape.added, shape.d, dtype=dtype, device=device)) if own else None
+        self.register_parameter("added", added)
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         """Make what is stored, without values."""
@@ -51,9 +58,30 @@ class CompressedTable(nn.Module, Generic[Shape]):
         """(N, d) the row of every token, by operations whose shapes do not depend on data."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def dense_weight(self) -> Tensor:
-        """(n, d) the table itself. For export only: no forward pass builds it."""
+        """(n, d) the table itself, of all rows. For export only: no forward pass builds it."""
+        rows, added = self.compressed_rows(), self.primary.added
+        return rows if added is None else torch.cat([rows, added.to(rows)])
+
+    def compressed_rows(self) -> Tensor:
+        """(n, d) the rows that are not there."""
         raise NotImplementedError
+
+    def cut(self, n: int) -> None:
+        """Keep the first n of the rows that are not there: nothing else of them changes."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def set_added(self, rows: Tensor) -> None:
+        """Let these rows, (m, d), follow those that are not there, in place of any that did."""
+        if len(rows) == 0:
+            self.added = None
+        elif self.added is None:
+            self.added = nn.Parameter(rows.clone())
+        else:
+            self.added.data = rows.clone()  # the parameter itself stays: an optimizer may hold it
+        self.shape = replace(self.shape, added=len(rows))
 
     def table_text(self) -> str:
         """What `extra_repr` says of the table."""

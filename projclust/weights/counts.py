@@ -14,13 +14,14 @@ def read_counts(path: Path, n_rows: int, vocabulary: Callable[[], dict[str, int]
     """Row weights from a text file, in one of two forms.
 
     * `n_rows` lines of one number each: line i is the weight of row i;
-    * lines of ``token<TAB>number``: tokens of the vocabulary that are not listed weigh nothing.
+    * lines of ``token<TAB>number``: tokens of the vocabulary that are not listed weigh nothing. A token may have line
+      breaks in it.
 
     The vocabulary, which gives the row of each token, is asked for in the second form only. The weights are float64
     between 0 and 1, the largest being 1.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # a carriage return may be a token
     except UnicodeDecodeError:
         raise ProjclustError(f"cannot read the counts file {path}: it is not UTF-8 text") from None
     except OSError as error:
@@ -44,13 +45,18 @@ def read_counts(path: Path, n_rows: int, vocabulary: Callable[[], dict[str, int]
 
 
 def _by_token(path: Path, lines: list[str], n_rows: int, vocabulary: dict[str, int]) -> list[float]:
-    weights = [0.0] * n_rows
+    weights, begun = [0.0] * n_rows, ""
     for number, line in enumerate(lines, 1):
-        token, tab, count = line.rpartition("\t")
+        token, tab, count = (begun + line).rpartition("\t")
+        if not tab and number < len(lines):
+            begun += line + "\n"  # which is a token of some vocabularies, or in one
+            continue
         row = vocabulary.get(token)
         if not tab or row is None or row >= n_rows:
-            raise ProjclustError(f"{path}, line {number}: {line[:60]!r} is not a token of the vocabulary and a number")
+            first, text = number - begun.count("\n"), begun + line
+            raise ProjclustError(f"{path}, line {first}: {text[:60]!r} is not a token of the vocabulary and a number")
         weights[row] += _number(path, number, count)
+        begun = ""
     return weights
 
 

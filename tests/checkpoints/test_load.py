@@ -13,7 +13,7 @@ from projclust import CheckpointError, ProjclustError, compress_model
 from projclust.checkpoints.load import load_checkpoint
 from projclust.checkpoints.save import copy_side_files, save_checkpoint
 from projclust.checkpoints.source import quantization_method, resolve_checkpoint
-from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
+from projclust.checkpoints.tensors import embedding_tensors, has_weights, stored_tensors
 
 
 def test_resolves_folders_and_says_what_is_wrong_with_others(tiny_folder: Path, tmp_path: Path) -> None:
@@ -69,6 +69,24 @@ def test_finds_the_embedding_under_any_prefix(tmp_path: Path) -> None:
     dense = stored_tensors(tmp_path / "dense")
     assert list(embedding_tensors(dense, "embeddings.word_embeddings")) == ["bert.embeddings.word_embeddings.weight"]
     assert embedding_tensors(dense, "absent") == {}
+
+
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+def test_weights_that_are_there_as_a_variant_only(tiny_folder: Path, tmp_path: Path, size: str) -> None:
+    model = load_checkpoint(tiny_folder).model
+    model.half().save_pretrained(tmp_path / "other", variant="fp16", max_shard_size=size)
+    assert not (tmp_path / "other/model.safetensors").exists()
+    assert has_weights(tmp_path / "other")
+    loaded = load_checkpoint(tmp_path / "other")
+    assert (loaded.missing, loaded.extra) == ([], {})
+    expected = model.get_input_embeddings().weight
+    assert torch.equal(loaded.model.get_input_embeddings().weight.half(), expected)
+    assert sum(tensor.bytes for tensor in stored_tensors(tmp_path / "other").values()) == sum(
+        parameter.nbytes for parameter in model.parameters()
+    )
+    (tmp_path / "other/model.int8.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="the variants fp16, int8: keep the files of one"):
+        load_checkpoint(tmp_path / "other")
 
 
 def test_weights_must_be_safetensors(tiny_folder: Path) -> None:

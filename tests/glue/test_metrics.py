@@ -1,6 +1,9 @@
 """The metrics by hand."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -47,3 +50,12 @@ def test_predictions_that_are_all_the_same_correlate_with_nothing() -> None:
 def test_perfect_predictions(task: str) -> None:
     labels = [0, 1, 0, 1, 1]
     assert all(value == pytest.approx(1.0) for value in compute(task, labels, labels).values())
+
+
+def test_a_home_that_cannot_be_written_to_is_left_alone() -> None:
+    code = "from projclust.glue.metrics import GlueMetric\nprint(GlueMetric('rte').compute(predictions=[1], references=[1]))"
+    caches = ("XDG_CACHE_HOME", "HF_HOME", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "HF_MODULES_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in caches}
+    environment["HOME"] = f"{os.devnull}/home"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "{'accuracy': 1.0}\n", result.stderr

@@ -49,6 +49,20 @@ def test_the_demonstration_needs_no_folder_and_is_balanced() -> None:
     assert not set(data.train.texts[0]) & set(validation.texts[0])
 
 
+def test_a_folder_of_data_sets_that_were_saved_to_disk(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = {"sentence": [f"sentence {number}" for number in range(40)], "label": [number % 2 for number in range(40)]}
+    saved = DatasetDict({"train": Dataset.from_dict(rows), "validation": Dataset.from_dict(rows).shuffle(seed=0)})
+    saved.save_to_disk(tmp_path / "sst2", num_shards={"train": 3, "validation": 1})
+    data = load_task("sst2", str(tmp_path))
+    assert (data.train.texts[0], list(data.train.labels)) == (rows["sentence"], rows["label"])
+    assert data.validation[""].texts[0] == saved["validation"]["sentence"]
+    (tmp_path / "sst2" / "train" / "state.json").write_text("{}")
+    with pytest.raises(ProjclustError, match="cannot read sst2"):
+        load_task("sst2", str(tmp_path))
+
+
 @pytest.mark.parametrize("name", GLUE)
 def test_every_task_of_the_real_data_loads(glue_dir: str, name: str) -> None:
     data = load_task(name, glue_dir, limit=20)

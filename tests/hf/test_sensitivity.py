@@ -1,11 +1,13 @@
 """What a model's own gradients say of its rows' errors."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from accelerate.hooks import ModelHook, add_hook_to_module
-from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, WIDTH, logits, tiny_model
+from tiny_models import BUILDERS, CAUSAL, ENCODER_DECODERS, VOCABULARY, WIDTH, logits, tiny_model
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -61,6 +63,34 @@ def linear_model(kind: type[LinearModel] = LinearModel, **config: Any) -> Linear
     generator = torch.Generator().manual_seed(3)
     table = torch.randn(50, 4, generator=generator) * torch.tensor([1.0, 2.0, 1.0, 0.5])
     return kind(PretrainedConfig(**config), table, torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0])))
+
+
+RWKV: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 2, "attention_hidden_size": WIDTH}
+FSMT: dict[str, Any] = {
+    "langs": ["en", "de"],
+    "src_vocab_size": VOCABULARY,
+    "tgt_vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "max_position_embeddings": 40,
+    **{f"{side}_layers": 1 for side in ("encoder", "decoder")},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+    **{f"{side}_ffn_dim": 24 for side in ("encoder", "decoder")},
+}
+
+
+@pytest.mark.parametrize("kind", [hf.RwkvModel, hf.RwkvForCausalLM, hf.FSMTModel, hf.FSMTForConditionalGeneration])
+def test_states_that_change_in_place_and_decoders_without_an_output_layer(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = hf.FSMTConfig(**FSMT) if "FSMT" in kind.__name__ else hf.RwkvConfig(vocab_size=VOCABULARY, **RWKV)
+    model = kind(own).eval()
+    assert torch.linalg.eigvalsh(model_sensitivity(model)).min() > 0
+    compress_model(model, bits=6.0)
+    ids = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids.flip(1)} if "FSMT" in kind.__name__ else {})}
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs)[0], model(**inputs)[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 from onnx.numpy_helper import to_array
-from onnx_graphs import Done, sizes
-from tiny_models import VOCABULARY, WIDTH
+from onnx_graphs import Done, run, sizes
+from tiny_models import VOCABULARY, WIDTH, compressed_model
 
 Export = Callable[..., Done]
 SHAPE = {
@@ -50,6 +50,16 @@ def test_language_models(export: Export, name: str, how: str) -> None:
     assert torch.allclose(found, expected, atol=1e-4)
     assert (VOCABULARY * WIDTH in sizes(done.graph()).values()) == (how == "dense")
     assert list(sizes(done.graph()).values()).count(VOCABULARY * WIDTH) <= 1  # a tied table is there once
+
+
+def test_tokens_that_were_added(export: Export) -> None:
+    model = compressed_model("gpt2", "auto")
+    model.resize_token_embeddings(VOCABULARY + 3)
+    done = export(model, "dense")
+    assert VOCABULARY * WIDTH not in sizes(done.graph()).values()
+    ids = torch.tensor([[5, VOCABULARY, VOCABULARY + 2, 0]])
+    with torch.no_grad():
+        assert torch.allclose(run(done.graph(), ids, torch.ones_like(ids)), model(ids).logits, atol=1e-4)
 
 
 def test_a_classifier(export: Export) -> None:

@@ -23,6 +23,12 @@ def test_tokens_and_numbers(tmp_path: Path) -> None:
     assert read(tmp_path / "c", "\t\t4\n") == [0.0, 0.0, 1.0]  # the token is itself a tab
 
 
+def test_tokens_with_line_breaks_in_them(tmp_path: Path) -> None:
+    known = {"\n": 0, "\n\n": 1, "a\nb": 2, "\r": 3}
+    (tmp_path / "c").write_bytes(b"\n\t1\n\r\t4\n\n\n\t2\na\nb\t3\n")
+    assert read_counts(tmp_path / "c", 4, lambda: known).tolist() == [0.25, 0.5, 0.75, 1.0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -35,6 +41,7 @@ def test_tokens_and_numbers(tmp_path: Path) -> None:
         ("0\n0\n0\n", "all zero"),
         ("dog\t3\n", "line 1: 'dog\\\\t3' is not a token"),
         ("the\t3\ncat\n", "line 2"),
+        ("the\t3\ncat\nthe\t4\n", "line 2: 'cat\\\\nthe\\\\t4' is not a token"),
         ("the\tmany\n", "'many' is not a number"),
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
