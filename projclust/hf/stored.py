@@ -118,8 +118,10 @@ def _check_factors(table: FactorizedTable) -> None:
 
 
 def _check_codes(table: CodedTable) -> None:
+    # The attribute of this name may be what stands in for a dense weight.
+    buffers = dict(table.named_buffers(recurse=False))
     for name in table.shape.stored:
-        if not (was_read(getattr(table, name)) or is_dispatched(table)):
+        if not (was_read(buffers[name]) or is_dispatched(table)):
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} is missing")
     try:
         table.prepare()
