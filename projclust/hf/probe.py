@@ -54,7 +54,7 @@ def probe(
             stage(f"probing {table.name}, {table.bytes:,} bytes")
             blocks = [read] if table.rebuilds_at_once else read.split(_BLOCK_ROWS)
             rows = torch.cat([table.rebuild(block) for block in blocks])
-            with _rows_replaced(embedding, read, rows):
+            with rows_replaced(embedding, read, rows):
                 other, others = _outputs(model, ids, head if tied else None)
             cosine = float(torch.cosine_similarity(sentences, other).mean())
             if tied:
@@ -87,7 +87,7 @@ def _outputs(model: PreTrainedModel, ids: Tensor, head: nn.Module | None) -> tup
 
 
 @contextmanager
-def _rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
+def rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
     """Other rows in the embedding, and in whatever is tied to it, inside."""
     weight = embedding.weight.data
     kept = weight[ids].clone()

@@ -64,7 +64,7 @@ class ProjClustHfQuantizer(HfQuantizer):
             config = self.quantization_config
             recipe = config.recipe.require_target()
             weights = weights_of(model, recipe, config.tokenizer, config.sample_weight)
-            compress_embedding(model, recipe, weights, config=config)
+            compress_embedding(model, recipe, weights, config=config, twin_check=config.twin_check)
         for module in model.modules():
             if isinstance(module, CompressedTable) and not any(part.is_meta for part in module.primary.buffers()):
                 module.prepare()

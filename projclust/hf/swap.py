@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from projclust.errors import ProjclustError
 from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
+from projclust.recipes.problem import Fitted
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import (
     CodedEmbedding,
@@ -83,6 +84,21 @@ def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape) ->
     for target, module in replacements.items():
         model.set_submodule(target, module)
     return primary
+
+
+def swap_fitted(model: PreTrainedModel, fitted: Fitted) -> ProjectiveEmbedding | CodedEmbedding:
+    """`swap_embedding`, filled with a table that was fitted; float factors learn where the table did."""
+    assert fitted.shape is not None
+    trained = input_embedding(model)[1].weight.requires_grad
+    embedding: Any = swap_embedding(model, fitted.shape)
+    if fitted.coded is not None:
+        embedding.set_stored(fitted.coded.stored)
+    elif fitted.factors is not None:
+        factors = fitted.factors
+        embedding.set_factors(factors.labels, factors.coefficients, bases=factors.bases, means=factors.means)
+        embedding.requires_grad_(trained)
+    model.tie_weights()
+    return embedding
 
 
 def restore_dense(model: PreTrainedModel) -> None:

@@ -83,7 +83,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     svd_errors = _error_by_rank(svd.spectra[0])
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
-    compression = compress_embedding(dense.loaded.model, recipe, weights, run)
+    compression = compress_embedding(dense.loaded.model, recipe, weights, run, twin_check=options.twin_check)
     report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
