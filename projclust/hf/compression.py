@@ -18,7 +18,7 @@ from projclust.errors import OptionError, ProjclustError
 from projclust.hf.config import ProjClustConfig
 from projclust.hf.generation import own_text_of
 from projclust.hf.sensitivity import model_sensitivity
-from projclust.hf.swap import input_embedding, restore_dense, swap_fitted
+from projclust.hf.swap import input_embedding, restore_dense, settle_ties, swap_fitted
 from projclust.hf.twin import check_kind, check_twin
 from projclust.options import Sensitivity
 from projclust.recipes.problem import Errors, Fitted, Problem, RowErrors
@@ -182,13 +182,14 @@ def compress_embedding(
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
     if not recipe.is_stored:
         raise OptionError(f"`method` {recipe.method} is a baseline that is measured, not stored")
+    settle_ties(model)
     problem = Problem.of(table, weights.values, **vars(run))
     recipe = recipe.settled(problem.shape)
+    if twin_check:
+        check_kind(model, recipe, problem)
     if recipe.is_auto and recipe.sensitivity == Sensitivity.MODEL:
         sensitivity = model_sensitivity(model, weights.draws, recipe.seed, weights.own_text)
         problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
-    if twin_check:
-        check_kind(model, recipe, problem)
     fitted = recipe.fit_to(problem)
     assert fitted.shape is not None
     config = (config or ProjClustConfig()).of_table(recipe, fitted.shape, weights.as_dict())

@@ -15,7 +15,7 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import state_dict_to_save
-from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
+from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, is_dense, stored_dtypes
 from projclust.hf.swap import restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES
 from projclust.tables import CompressedTable, FactorizedTable
@@ -28,6 +28,9 @@ class ProjClustHfQuantizer(HfQuantizer):
     is_trainable = is_compileable = True
     is_qat_trainable = True  # Trainer asks for it when no adapter is attached
     quantization_config: ProjClustConfig
+    # Whether a checkpoint that says that it is compressed holds a dense table: that of a model which was made from the
+    # config of a compressed one.
+    is_dense = False
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse checkpoints of a later format."""
@@ -50,7 +53,11 @@ class ProjClustHfQuantizer(HfQuantizer):
             except ValueError as error:
                 raise CheckpointError(f"damaged checkpoint: {error}") from None
             files = [Path(file) for file in checkpoint_files or [] if Path(file).suffix == ".safetensors"]
-            check_stored_tensors(read_headers(files), shape)
+            stored = read_headers(files)
+            self.is_dense = is_dense(stored, shape, model)
+            if self.is_dense:
+                return model
+            check_stored_tensors(stored, shape)
             check_digest(files, self.quantization_config.sha256, shape, at_load=True)
             # What is in memory may change, and whoever saves it by hand has no new one.
             self.quantization_config.sha256 = None
@@ -58,6 +65,10 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.is_dense:
+            # Nor is what is saved next compressed.
+            self.remove_quantization_config(model)
+            return model
         if self.pre_quantized:
             check_loaded_tables(model)
         else:

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from projclust.checkpoints.tensors import StoredTensor, read_headers
+from projclust.checkpoints.tensors import StoredTensor, embedding_tensors, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.private import is_dispatched, was_read
+from projclust.hf.swap import input_embedding, tied_names
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CodedTable, FactorizedTable
 
@@ -42,6 +44,14 @@ def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape |
                 raise CheckpointError(
                     f"damaged checkpoint: {prefix}{name} has dtype {found.dtype}, expected {' or '.join(known)}"
                 )
+
+
+def is_dense(stored: dict[str, StoredTensor], shape: FactoredShape | CodedShape, model: PreTrainedModel) -> bool:
+    """Whether a checkpoint holds a dense table where its config.json tells of one of this shape."""
+    if _prefixes(stored, shape):
+        return False
+    found = embedding_tensors(stored, input_embedding(model)[0], tied_names(model))
+    return any(tensor.shape == (shape.n, shape.d) and tensor.dtype in _FLOATS for tensor in found.values())
 
 
 def stored_dtypes(shape: FactoredShape | CodedShape) -> dict[str, tuple[str, ...]]:

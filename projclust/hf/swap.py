@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from projclust.errors import ProjclustError
-from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
+from projclust.hf.private import restore_ties, rewrite_ties, tied_weights, untie_different
 from projclust.recipes.problem import Fitted
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import (
@@ -59,6 +59,17 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     root = tied_weights(model).get(weight, weight).rpartition(".")[0]
     source = model.get_submodule(root)
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
+
+
+def tied_names(model: PreTrainedModel) -> list[str]:
+    """The names of the modules that are tied to the token embedding."""
+    return sorted(_tied_modules(model, *input_embedding(model)))
+
+
+def settle_ties(model: PreTrainedModel) -> None:
+    """Let a dense model's config tie what is equal, and nothing else; see `untie_different`."""
+    untie_different(_pretrained_parts(model))
+    model.tie_weights()
 
 
 def swap_embedding(model: PreTrainedModel, shape: FactoredShape | CodedShape) -> ProjectiveEmbedding | CodedEmbedding:

@@ -5,6 +5,7 @@ themselves. What no one foresaw is seen here: the same sequences, read by the mo
 its parameters but the table.
 """
 
+from contextlib import suppress
 from copy import deepcopy
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,13 @@ from projclust.coding.stored import SideTables, store_side_tables
 from projclust.errors import ProjclustError
 from projclust.hf.probe import rows_replaced
 from projclust.hf.sensitivity import measuring
-from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, special_token, token_frequencies
+from projclust.hf.sequences import (
+    draw_sequences,
+    possible_inputs,
+    sequence_length,
+    special_token,
+    token_frequencies,
+)
 from projclust.hf.swap import input_embedding, swap_fitted
 from projclust.options import Ranks
 from projclust.recipes.problem import Factors, Fitted, Problem
@@ -51,19 +58,18 @@ def check_kind(model: PreTrainedModel, recipe: Recipe, problem: Problem) -> None
 def check_twin(model: PreTrainedModel, fitted: Fitted) -> None:
     """Refuse a dense model that makes something else of a table than of the same rows in its own.
 
-    It comes out unchanged. One that takes more than tokens, or that rounding alone disturbs, is not judged.
+    It comes out unchanged. One that cannot be called with what we have, or that rounding alone disturbs, is not judged.
 
     Raises:
         ProjclustError: it does, or it fails.
     """
     kind, question = type(model).__name__, _Question.of(model)
+    if question is None:
+        return
     twin = _with_own_table(model)
     table = swap_fitted(twin, fitted)
     rows = fitted.rows(question.rows).to(question.rows.device, table.dtype)
-    try:
-        expected = question.answer(model, rows)
-    except _FAILURES:
-        return  # it takes more than tokens
+    expected = question.answer(model, rows)
     if not expected.isfinite().all():
         return
     noise = _difference(question.answer(model, rows * _rounding(rows)), expected)
@@ -89,14 +95,15 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeE
 
 
 class _Question(NamedTuple):
-    """Sequences (s, t), and the rows (m,) of the table that bear on what is compared."""
+    """What a model is called with, and the rows (m,) of its table of n that bear on what is compared."""
 
-    ids: Tensor
+    inputs: dict[str, Tensor]
     rows: Tensor
     n: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "_Question":
+    def of(cls, model: PreTrainedModel) -> "_Question | None":
+        """The first question that the model answers; None where there is none."""
         embedding = input_embedding(model)[1]
         n, device = embedding.num_embeddings, embedding.weight.device
         shape = (_SHAPE[0], sequence_length(model, _SHAPE[1]))
@@ -107,7 +114,11 @@ class _Question(NamedTuple):
             # Models add special tokens of their own accord.
             special = torch.tensor([token for token in (special_token(model, [name], n) for name in _SPECIAL) if token])
             rows = torch.cat([ids.flatten(), special.long(), torch.randint(n, (_ROWS,), generator=generator)]).unique()
-        return cls(ids.to(device), rows.to(device), n)
+        for inputs in possible_inputs(model, ids.to(device)):
+            with suppress(*_FAILURES):
+                first_output(model, inputs)
+                return cls(inputs, rows.to(device), n)
+        return None
 
     def answer(self, model: PreTrainedModel, rows: Tensor | None = None) -> Tensor:
         """(positions, m) what a model makes of the sequences, with these rows in its dense table where they are given.
@@ -117,7 +128,7 @@ class _Question(NamedTuple):
         if rows is not None:
             with rows_replaced(input_embedding(model)[1], self.rows, rows):
                 return self.answer(model)
-        outputs = first_output(model, self.ids)
+        outputs = first_output(model, self.inputs)
         outputs = outputs.reshape(-1, outputs.shape[-1]).double()
         if outputs.shape[1] == self.n > len(self.rows):
             outputs = outputs[:, self.rows]
@@ -125,15 +136,21 @@ class _Question(NamedTuple):
         return outputs
 
 
-def first_output(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The first output of a model in evaluation mode: logits, or hidden states of a model without an output layer."""
-    devices = [ids.device] if ids.device.type == "cuda" else []
-    with measuring(model), torch.no_grad(), torch.random.fork_rng(devices):
+def first_output(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    """The first output of a model in evaluation mode: logits, or hidden states of a model without an output layer.
+
+    Raises:
+        TypeError: it is no matrix of floats; whatever the model raises.
+    """
+    dtype, devices = model.dtype, {value.device for value in inputs.values() if value.device.type == "cuda"}
+    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+    with measuring(model), torch.no_grad(), torch.random.fork_rng(list(devices)):
         torch.manual_seed(0)  # some models draw random numbers in evaluation too
-        found = model(**model_inputs(model, ids))[0]
-    if not (isinstance(found, Tensor) and found.is_floating_point() and found.dim()):
-        raise TypeError("its first output is no tensor of floats")
-    return found
+        answer = model(**inputs)
+    for found in answer.values() if isinstance(answer, dict) else answer:
+        if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1:
+            return found
+    raise TypeError("it answers with no floats")
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
