@@ -121,6 +121,18 @@ def is_dispatched(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook")
 
 
+def scale_back(model: PreTrainedModel) -> None:
+    """Undo what RWKV does to its own weights, in place, when it first runs in evaluation mode.
+
+    It divides those of later layers by powers of two, exactly, and would do so again to what is saved and loaded.
+    """
+    for module in model.modules():
+        if getattr(module, "layers_are_rescaled", False):
+            module.training = True
+            module._rescale_layers()
+            module.training = False
+
+
 def without_weights(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
     """A model of a class, or of AutoModel, which alone has a public name for it, with no weights read."""
     return (getattr(kind, "from_config", None) or kind._from_config)(config)

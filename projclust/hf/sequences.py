@@ -45,7 +45,7 @@ def model_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return inputs
 
 
-def possible_inputs(model: PreTrainedModel, ids: Tensor) -> Iterator[dict[str, Tensor]]:
+def possible_inputs(model: PreTrainedModel, ids: Tensor) -> Iterator[dict[str, Any]]:
     """What a model might be called with to read sequences (b, t), likeliest first: some take more than tokens.
 
     Sounds and images are noise.

@@ -7,8 +7,7 @@ its parameters but the table.
 
 from contextlib import suppress
 from copy import deepcopy
-from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeE
 class _Question(NamedTuple):
     """What a model is called with, and the rows (m,) of its table of n that bear on what is compared."""
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     rows: Tensor
     n: int
 
@@ -136,17 +135,19 @@ class _Question(NamedTuple):
         return outputs
 
 
-def first_output(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+def first_output(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
     """The first output of a model in evaluation mode: logits, or hidden states of a model without an output layer.
 
     Raises:
         TypeError: it is no matrix of floats; whatever the model raises.
     """
-    dtype, devices = model.dtype, {value.device for value in inputs.values() if value.device.type == "cuda"}
-    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-    with measuring(model), torch.no_grad(), torch.random.fork_rng(list(devices)):
+    device, dtype = model.get_input_embeddings().weight.device, model.dtype
+    noise = {
+        name: value.to(dtype) for name, value in inputs.items() if name.startswith(("pixel", "input_v", "input_f"))
+    }
+    with measuring(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)  # some models draw random numbers in evaluation too
-        answer = model(**inputs)
+        answer = model(**{**inputs, **noise})
     for found in answer.values() if isinstance(answer, dict) else answer:
         if isinstance(found, Tensor) and found.is_floating_point() and found.dim() > 1:
             return found
@@ -169,10 +170,11 @@ def _rounding(rows: Tensor) -> Tensor:
 
 
 def _with_own_table(model: ModelT) -> ModelT:
-    """A copy that shares all parameters and buffers, in modules of its own."""
-    # In evaluation this one divides its weights in place, once for each copy.
-    shared = () if model.config.model_type == "rwkv" else chain(model.parameters(), model.buffers())
-    return deepcopy(model, {id(tensor): tensor for tensor in shared})
+    """A copy that shares all parameters, buffers and configs, in modules of its own."""
+    shared: list[Any] = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
+    shared += [getattr(model, "hf_quantizer", None)]  # which may hold a tokenizer
+    shared += [*model.parameters(), *model.buffers()]
+    return deepcopy(model, {id(own): own for own in shared})
 
 
 def _random_table(recipe: Recipe, problem: Problem) -> Fitted:

@@ -20,6 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 from projclust import compress_model
 from projclust.hf import private
 from projclust.hf.quantizer import ProjClustHfQuantizer
+from projclust.hf.sensitivity import measuring
 
 HEAD, TABLE = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
 
@@ -139,3 +140,21 @@ def test_a_model_sharded_among_processes_is_saved_whole(tmp_path: Path) -> None:
         for name, tensor in before.items():
             assert after[name].dtype == tensor.dtype
             assert torch.equal(after[name], tensor)
+
+
+def test_a_model_that_scales_its_own_weights_comes_out_as_it_was() -> None:
+    torch.manual_seed(0)
+    config = hf.RwkvConfig(
+        vocab_size=120, hidden_size=16, num_hidden_layers=4, rescale_every=2, attention_hidden_size=16
+    )
+    model = hf.RwkvForCausalLM(config).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.tensor([[3, 4]]))
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert len(changed) == 4
+    with measuring(model):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    compress_model(model, k=2, j=5)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in changed)
