@@ -122,7 +122,9 @@ def unfreeze(model: ModelT) -> ModelT:
         model = unfreeze(AutoModel.from_pretrained("roberta-base-projclust"))
         optimizer = torch.optim.AdamW(model.parameters())
     """
-    model.get_input_embeddings().requires_grad_(True)
+    table = model.get_input_embeddings()
+    # Marian's is tied to another, which holds what learns.
+    getattr(table, "primary", table).requires_grad_(True)
     return model
 
 

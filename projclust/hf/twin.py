@@ -42,8 +42,8 @@ _SPECIAL = ("pad", "bos", "eos", "cls", "sep", "unk", "mask", "decoder_start", "
 # The rank of a table that stands for one that is yet to be fitted.
 _RANK = 8
 # By how much of their size outputs may differ: sums in another order, and so many times what rounding the rows does to
-# this model. Where rounding alone does more than the last, nothing can be told.
-_TOLERANCE, _ROUNDINGS, _UNTOLD = 1e-3, 16, 0.5
+# this model. Nonsense differs by 1 or more; where the tolerance comes near that, nothing can be told.
+_TOLERANCE, _ROUNDINGS, _UNTOLD = 1e-3, 2, 0.9
 
 _SKIP = "`projclust compress --no-twin-check` and `twin_check=False` in Python go without this test"
 

@@ -285,6 +285,11 @@ def test_an_embedding_that_is_itself_tied_to_another(options: dict[str, Any], tm
     model.save_pretrained(tmp_path)
     loaded = hf.MarianMTModel.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded, "bart"), logits(model, "bart"))
+    unfreeze(loaded).train()
+    loaded(**inputs_for("bart"), labels=inputs_for("bart")["input_ids"]).loss.backward()
+    learning = list(loaded.get_input_embeddings().primary.parameters())
+    assert learning
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in learning)
 
 
 def test_a_state_dict_that_is_handed_over_is_what_is_saved(tmp_path: Path) -> None:
