@@ -98,7 +98,7 @@ class CodedTable(CompressedTable[CodedShape]):
         known, codes, sizes = self._stand_in, self.codes, (self.shape.n, self.shape.d)
         if torch.compiler.is_compiling():  # which follows no class of tensors that refuses to be looked into
             return nan_table(*sizes, dtype=self.dtype, device=codes.device)
-        if known is None or known.dtype != self.dtype or known.device != codes.device:
+        if known is None or (*known.shape, known.dtype, known.device) != (*sizes, self.dtype, codes.device):
             known = self._stand_in = DenseWeight.of(*sizes, dtype=self.dtype, device=codes.device)
         return known
 
