@@ -372,6 +372,12 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     model.set_input_embeddings(type("StrangeEmbedding", (torch.nn.Embedding,), {})(VOCABULARY, 16))
     with pytest.raises(ProjclustError, match="StrangeEmbedding, which is not supported"):
         compress_model(model, k=3, j=5)
+    # T5Gemma 2 has a vector beside the table for one of the tokens.
+    scaled = type("StrangeScaledWordEmbedding", (torch.nn.Embedding,), {"embed_scale": 4.0})(VOCABULARY, 16)
+    scaled.eoi_embedding = torch.nn.Parameter(torch.zeros(16))
+    model.set_input_embeddings(scaled)
+    with pytest.raises(ProjclustError, match="StrangeScaledWordEmbedding, which is not supported"):
+        compress_model(model, k=3, j=5)
     for how in ("equal", "auto", "int8"):
         with pytest.raises(ProjclustError, match="compressed already"):
             compress_model(compressed_model("bert", how), k=3, j=5)
