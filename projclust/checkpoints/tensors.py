@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,11 +99,12 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return read_headers(weight_files(folder))
 
 
-def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
+def embedding_tensors(tensors: dict[str, StoredTensor], name: str, tied: Sequence[str] = ()) -> dict[str, StoredTensor]:
     """The stored tensors of the input embedding, among all those of a checkpoint.
 
     A compressed one is known by the names of its tensors, for transformers renames the embeddings of a few models. A
-    dense one is found by the name of its module, of which the checkpoint may have or lack a prefix.
+    dense one is found by the name of its module, of which the checkpoint may have or lack a prefix, or else by those of
+    modules that are tied to it: some checkpoints hold a tied table as the output layer's only.
     """
     for key in tensors:
         module, _, last = key.rpartition(".")
@@ -111,9 +113,12 @@ def embedding_tensors(tensors: dict[str, StoredTensor], name: str) -> dict[str, 
             ("decoder_scales", False, True),
         ):
             return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module}
-    parts = name.split(".")
-    for start in range(len(parts)):
-        module = "." + ".".join(parts[start:])
-        if found := {key: tensor for key, tensor in tensors.items() if f".{key}".rpartition(".")[0].endswith(module)}:
-            return found
+    for own in (name, *tied):
+        parts = own.split(".")
+        for start in range(len(parts)):
+            module = "." + ".".join(parts[start:])
+            found = {key: tensor for key, tensor in tensors.items() if f".{key}".rpartition(".")[0].endswith(module)}
+            # An output layer may have a bias, which is no part of the table.
+            if found := {key: tensor for key, tensor in found.items() if own == name or key.endswith(".weight")}:
+                return found
     return {}

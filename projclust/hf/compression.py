@@ -20,7 +20,8 @@ from projclust.hf.config import ProjClustConfig
 from projclust.hf.generation import own_text_of
 from projclust.hf.resize import heed_resizes
 from projclust.hf.sensitivity import model_sensitivity
-from projclust.hf.swap import input_embedding, restore_dense, swap_embedding
+from projclust.hf.swap import input_embedding, restore_dense, settle_ties, swap_fitted
+from projclust.hf.twin import check_kind, check_twin
 from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.options import Sensitivity
 from projclust.recipes.problem import Errors, Fitted, Problem, RowErrors
@@ -68,6 +69,7 @@ def compress_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     sample_weight: Any = None,
     device: torch.device | str | None = None,
+    twin_check: bool = True,
     **options: Any,
 ) -> ModelT:
     """Compress the input embedding of a dense model, in place; `save_pretrained` then writes a compressed checkpoint.
@@ -82,6 +84,7 @@ def compress_model(
         tokenizer: the model's, for row weights by word frequency; by default the one beside the model's weights.
         sample_weight: (n,) row weights, tensor or array, in place of those that the option ``weights`` names.
         device: where to compute; by default where the table is.
+        twin_check: whether to refuse a model that answers otherwise than with the same rows in a dense table.
         options: the other options of `projclust.recipes.recipe.Recipe`, by name: ``codes="int8"``, ``affine=True``, ...
 
     Returns:
@@ -96,7 +99,8 @@ def compress_model(
         model.save_pretrained("roberta-base-projclust")
     """
     recipe = Recipe.of({"k": k, "j": j, **options}).require_target()
-    compress_embedding(model, recipe, weights_of(model, recipe, tokenizer, sample_weight), Run(device))
+    weights = weights_of(model, recipe, tokenizer, sample_weight)
+    compress_embedding(model, recipe, weights, Run(device), twin_check=twin_check)
     return model
 
 
@@ -125,7 +129,9 @@ def unfreeze(model: ModelT) -> ModelT:
         model = unfreeze(AutoModel.from_pretrained("roberta-base-projclust"))
         optimizer = torch.optim.AdamW(model.parameters())
     """
-    model.get_input_embeddings().requires_grad_(True)
+    table = model.get_input_embeddings()
+    # Marian's is tied to another, which holds what learns.
+    getattr(table, "primary", table).requires_grad_(True)
     return model
 
 
@@ -170,11 +176,13 @@ def compress_embedding(
     weights: RowWeights | None = None,
     run: Run | None = None,
     config: ProjClustConfig | None = None,
+    twin_check: bool = True,
 ) -> Compression:
     """Fit, swap and fill the embedding of `model` as a recipe says.
 
     With a process group all its processes, which have the same model, share the fit and get the same result. The
     weights are by default uniform. `config` has fields to keep beside those of the recipe; it stays as it is.
+    `twin_check` is whether to look, before the fit and after it, how the model reads such a table.
     """
     weights, run = weights or RowWeights(), run or Run()
     old = input_embedding(model)[1]
@@ -183,24 +191,22 @@ def compress_embedding(
         raise ProjclustError("the model has no weights in memory (it is on the meta device)")
     if not recipe.is_stored:
         raise OptionError(f"`method` {recipe.method} is a baseline that is measured, not stored")
+    settle_ties(model)
     problem = Problem.of(table, weights.values, **vars(run))
     recipe = best_recipe(model, recipes_of_size(model, recipe), weights)
     if recipe.body is not None:
         check_body(model, recipe.body)
+    if twin_check:
+        check_kind(model, recipe, problem)
     if recipe.is_auto and recipe.sensitivity == Sensitivity.MODEL:
         sensitivity = model_sensitivity(model, weights.draws, recipe.seed, weights.own_text)
         problem = Problem.of(table, weights.values, sensitivity=sensitivity, **vars(run))
     fitted = recipe.fit_to(problem)
     assert fitted.shape is not None
     config = (config or ProjClustConfig()).of_table(recipe, fitted.shape, weights.as_dict())
-    embedding: Any = swap_embedding(model, fitted.shape)
-    if fitted.coded is not None:
-        embedding.set_stored(fitted.coded.stored)
-    else:
-        factors = fitted.factors
-        assert factors is not None
-        embedding.set_factors(factors.labels, factors.coefficients, bases=factors.bases, means=factors.means)
-        embedding.requires_grad_(old.weight.requires_grad)
+    if twin_check:
+        check_twin(model, fitted)
+    embedding = swap_fitted(model, fitted)
     row_errors = RowErrors.of(embedding.rows, table)
     try:
         _refuse_useless(row_errors.summed(weights.values), table.dtype)
@@ -209,7 +215,6 @@ def compress_embedding(
         with torch.no_grad():
             model.get_input_embeddings().weight.copy_(table)
         raise
-    model.tie_weights()
     heed_resizes(model)
     model.hf_quantizer = AutoHfQuantizer.from_config(config, pre_quantized=True)
     model.quantization_method = "projclust"

@@ -25,7 +25,7 @@ _LATER: dict[str, Any] = {"ranks": "equal", "loss": "l2"}
 _LATER |= dict.fromkeys(("cluster_ranks", "cluster_sizes", "bits", "coding", "weights", "weights_exponent"))
 _LATER |= dict.fromkeys(("sha256", "body", "added_rows"))
 # Options of a compression that the table has been given, and what is used once.
-_NEVER_STORED = ("ratio", "size", "size_of", "sample_weight", "tokenizer")
+_NEVER_STORED = ("ratio", "size", "size_of", "sample_weight", "tokenizer", "twin_check")
 # The sizes of a coded table beside those that all tables have.
 _CODING = ("decoders", "decoder_bits", "coded", "code_bytes")
 
@@ -41,6 +41,7 @@ class ProjClustConfig(QuantizationConfigMixin):
             is given).
         sample_weight: (n,) row weights to use in place of those that `weights` names; not stored.
         tokenizer: the model's, for row weights; by default the one beside the weights. It is not stored.
+        twin_check: whether to refuse a model that answers otherwise than with the same rows in a dense table.
         options: those of `projclust.recipes.recipe.Recipe`: ``bits=0.5``, ``ratio=0.4``, ``codes="int8"``, ...
 
     Raises:
@@ -73,6 +74,7 @@ class ProjClustConfig(QuantizationConfigMixin):
         *,
         sample_weight: Any = None,
         tokenizer: Any = None,
+        twin_check: bool = True,
         **options: Any,
     ) -> None:
         recipe = Recipe.of({"k": n_clusters, "j": rank, **options})
@@ -81,7 +83,7 @@ class ProjClustConfig(QuantizationConfigMixin):
             self.rank = DEFAULT_RANK
         self.quant_method, self.version = "projclust", EQUAL_RANKS_FORMAT
         self.__dict__.update(dict.fromkeys(_TABLE))
-        self.sample_weight, self.tokenizer = sample_weight, tokenizer
+        self.sample_weight, self.tokenizer, self.twin_check = sample_weight, tokenizer, twin_check
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

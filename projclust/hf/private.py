@@ -18,6 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
 from projclust.coding.integers import scales_of, unpack_rows
+from projclust.errors import ProjclustError
 from projclust.tables.head import TiedHead
 
 Ties = dict[str, str]
@@ -29,6 +30,61 @@ _DENSE_TIES = "_projclust_dense_ties"
 def tied_weights(model: PreTrainedModel) -> Ties:
     """What is tied in a model and all its parts: transformers ties by these names, after loading and on demand."""
     return getattr(model, "all_tied_weights_keys", None) or {}
+
+
+def untie_different(parts: list[tuple[str, PreTrainedModel]]) -> None:
+    """Where a config ties what a model keeps apart, such as an adapter that was merged into the output layer only.
+
+    transformers loads both from a checkpoint and says so, but would tie them as soon as one of them looks otherwise. So
+    the config says from now on that nothing is tied, and what was tied beside them, such as a bias, becomes two.
+
+    Args:
+        parts: a model and all models in it, each after the prefix of its names.
+
+    Raises:
+        ProjclustError: the same word of a config ties other tables too.
+    """
+    untied: set[str] = set()
+    for prefix, part in parts:
+        pairs = {pair: (_tensor(part, pair[0]), _tensor(part, pair[1])) for pair in _stated_ties(part).items()}
+        different = [pair for pair, (first, second) in pairs.items() if not _same(first, second)]
+        if not different:
+            continue
+        kept = [pair for pair in pairs if pair not in different]
+        if any(tensor is not None and tensor.dim() > 1 for pair in kept for tensor in pairs[pair]):
+            target, source = different[0]
+            raise ProjclustError(
+                f"{prefix}{target} is another than {prefix}{source}, to which config.json ties it as it ties others: "
+                f"{type(part).__name__} cannot be compressed with an output layer of its own"
+            )
+        for target, _ in kept:
+            module, _, name = target.rpartition(".")
+            setattr(part.get_submodule(module), name, nn.Parameter(part.get_parameter(target).detach().clone()))
+        for config in (part.config, part.config.get_text_config()):
+            config.tie_word_embeddings = False
+        untied |= {prefix + target for target, _ in pairs}
+    for prefix, part in parts if untied else ():
+        ties = tied_weights(part).items()
+        part.all_tied_weights_keys = {target: source for target, source in ties if prefix + target not in untied}
+
+
+def _stated_ties(part: PreTrainedModel) -> Ties:
+    """What the config of a model ties in it, whether it is tied or not."""
+    return part.get_expanded_tied_weights_keys()
+
+
+def _tensor(part: PreTrainedModel, name: str) -> Tensor | None:
+    try:
+        return part.get_parameter_or_buffer(name)
+    except AttributeError:  # some tables name what only some models have
+        return None
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether they are not two tables of different entries."""
+    if first is None or second is None or first is second or first.dim() < 2:
+        return True
+    return first.shape == second.shape and torch.equal(first, second)
 
 
 def rewrite_ties(part: PreTrainedModel, rewritten: Callable[[Ties], Ties]) -> None:
@@ -79,6 +135,18 @@ def was_read(tensor: Tensor) -> bool:
 def is_dispatched(module: nn.Module) -> bool:
     """Whether accelerate placed a module on a device or offloaded it: its hooks wrap parameters anew, without marks."""
     return hasattr(module, "_hf_hook")
+
+
+def scale_back(model: PreTrainedModel) -> None:
+    """Undo what RWKV does to its own weights, in place, when it first runs in evaluation mode.
+
+    It divides those of later layers by powers of two, exactly, and would do so again to what is saved and loaded.
+    """
+    for module in model.modules():
+        if getattr(module, "layers_are_rescaled", False):
+            module.training = True
+            module._rescale_layers()
+            module.training = False
 
 
 def without_weights(kind: Any, config: PretrainedConfig) -> PreTrainedModel:

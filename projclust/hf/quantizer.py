@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from projclust.checkpoints.tensors import StoredTensor, read_headers
+from projclust.checkpoints.tensors import read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.adapters import heed_adapters
 from projclust.hf.body import Scales, packed_state, stored_body
@@ -18,7 +18,7 @@ from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import forget_unpacking, is_dispatched, keep_biases, state_dict_to_save, unpacking
 from projclust.hf.resize import heed_resizes
-from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, stored_dtypes
+from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, is_dense, stored_dtypes
 from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
 from projclust.options import FLOAT_BYTES, Body
 from projclust.shapes import CodedShape, FactoredShape
@@ -33,6 +33,9 @@ class ProjClustHfQuantizer(HfQuantizer):
     is_trainable = is_compileable = True
     is_qat_trainable = True  # Trainer asks for it when no adapter is attached
     quantization_config: ProjClustConfig
+    # Whether a checkpoint that says that it is compressed holds a dense table: that of a model which was made from the
+    # config of a compressed one.
+    is_dense = False
 
     def __init__(self, quantization_config: ProjClustConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
@@ -65,10 +68,16 @@ class ProjClustHfQuantizer(HfQuantizer):
                 config = stated if isinstance(stated, ProjClustConfig) else ProjClustConfig.from_dict(stated)
                 part.config.quantization_config = config
                 own = {name: tensor for name, tensor in stored.items() if name.startswith(prefix)}
-                swap_embedding(model, _checked_shape(config, own), part=part)
+                shape = _stated_shape(config)
+                check_stored_tensors(own, shape)
+                swap_embedding(model, shape, part=part)
                 config.sha256 = None
             if not parts:
-                shape = _checked_shape(self.quantization_config, stored)
+                shape = _stated_shape(self.quantization_config)
+                self.is_dense = is_dense(stored, shape, model)
+                if self.is_dense:
+                    return model
+                check_stored_tensors(stored, shape)
                 check_digest(files, self.quantization_config.sha256, shape, at_load=True)
                 swap_embedding(model, shape)
             # What is in memory may change, and whoever saves it by hand has no new one.
@@ -79,6 +88,10 @@ class ProjClustHfQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        if self.is_dense:
+            # Nor is what is saved next compressed.
+            self.remove_quantization_config(model)
+            return model
         if self.pre_quantized:
             forget_unpacking(model)
             check_loaded_tables(model)
@@ -86,7 +99,7 @@ class ProjClustHfQuantizer(HfQuantizer):
             config = self.quantization_config
             recipe = config.recipe.require_target()
             weights = weights_of(model, recipe, config.tokenizer, config.sample_weight)
-            compress_embedding(model, recipe, weights, config=config)
+            compress_embedding(model, recipe, weights, config=config, twin_check=config.twin_check)
         for module in model.modules():
             if isinstance(module, CompressedTable) and not any(part.is_meta for part in module.primary.buffers()):
                 module.prepare()
@@ -155,14 +168,12 @@ def _with_own_heads(model: PreTrainedModel, state: dict[str, Tensor] | None) -> 
     return state
 
 
-def _checked_shape(config: ProjClustConfig, stored: dict[str, StoredTensor]) -> FactoredShape | CodedShape:
-    """The shape that config.json states of a table, which is that of its tensors in the headers."""
+def _stated_shape(config: ProjClustConfig) -> FactoredShape | CodedShape:
+    """The shape that config.json states of a table."""
     try:
-        shape = config.stored_shape()
+        return config.stored_shape()
     except ValueError as error:
         raise CheckpointError(f"damaged checkpoint: {error}") from None
-    check_stored_tensors(stored, shape)
-    return shape
 
 
 def _digest_of(model: PreTrainedModel, state: dict[str, Tensor] | None) -> str | None:

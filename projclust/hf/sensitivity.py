@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from projclust.errors import OptionError
+from projclust.hf.private import scale_back
 from projclust.hf.sequences import draw_sequences, model_inputs, sequence_length, token_frequencies
 from projclust.hf.swap import input_embedding
 from projclust.weights.own_text import OwnText
@@ -132,7 +133,7 @@ def _last_hidden(model: PreTrainedModel, ids: Tensor, given: list[Tensor] | None
 
 @contextmanager
 def measuring(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients of parameters inside; as before afterwards."""
+    """Evaluation mode and no gradients of parameters inside; as before afterwards, weights included."""
     training = [module for module in model.modules() if module.training]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
@@ -140,6 +141,7 @@ def measuring(model: PreTrainedModel) -> Iterator[None]:
         with torch.enable_grad():
             yield
     finally:
+        scale_back(model)
         for module in training:
             module.training = True  # train() would reach into its parts
         for parameter in trained:

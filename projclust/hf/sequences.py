@@ -1,5 +1,6 @@
 """Random sequences of a model's own tokens: enough to measure what it notices, where no text is at hand."""
 
+from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -45,6 +46,33 @@ def model_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     if "state" in signature(model.forward).parameters:  # RWKV writes it in place, which gradients do not survive
         inputs["use_cache"] = False
     return inputs
+
+
+def possible_inputs(model: PreTrainedModel, ids: Tensor) -> Iterator[dict[str, Any]]:
+    """What a model might be called with to read sequences (b, t), likeliest first: some take more than tokens.
+
+    Sounds and images are noise.
+    """
+    tokens, count = model_inputs(model, ids), len(ids)
+    yield tokens
+    yield {name: values for name, values in tokens.items() if name != "attention_mask"}
+    read = {"decoder_input_ids": ids}
+    vision = getattr(model.config, "vision_config", model.config)
+    size, channels = getattr(vision, "image_size", 32), getattr(vision, "num_channels", 3)
+    mels = getattr(model.config, "num_mel_bins", getattr(model.config, "input_feat_per_channel", 80))
+    frames = 2 * getattr(model.config, "max_source_positions", 32)
+    generator, side = torch.Generator().manual_seed(0), size if isinstance(size, int) else 32
+    sound = torch.randn(count, mels, min(frames, 6000), generator=generator).to(ids.device)
+    noise = {
+        "pixel_values": torch.randn(count, channels, side, side, generator=generator).to(ids.device),
+        "input_values": torch.randn(count, 4000, generator=generator).to(ids.device),
+        "input_features": sound,
+    }
+    for name, values in noise.items():
+        yield {name: values, **tokens}
+        yield {name: values, **read}
+    yield {"input_features": sound.transpose(1, 2), **read}
+    yield {"bbox": torch.zeros(*ids.shape, 4, dtype=torch.long, device=ids.device), **tokens}
 
 
 def special_token(model: PreTrainedModel, names: list[str], n: int) -> int | None:

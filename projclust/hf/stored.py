@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from projclust.checkpoints.tensors import FLOATS, StoredTensor, read_headers
+from projclust.checkpoints.tensors import FLOATS, StoredTensor, embedding_tensors, read_headers
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.private import is_dispatched, was_read
+from projclust.hf.swap import input_embedding, tied_names
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import CodedTable, FactorizedTable
 
@@ -41,6 +43,14 @@ def check_stored_tensors(stored: dict[str, StoredTensor], shape: FactoredShape |
                 raise CheckpointError(
                     f"damaged checkpoint: {prefix}{name} has dtype {found.dtype}, expected {' or '.join(known)}"
                 )
+
+
+def is_dense(stored: dict[str, StoredTensor], shape: FactoredShape | CodedShape, model: PreTrainedModel) -> bool:
+    """Whether a checkpoint holds a dense table where its config.json tells of one of this shape."""
+    if _prefixes(stored, shape):
+        return False
+    found = embedding_tensors(stored, input_embedding(model)[0], tied_names(model))
+    return any(tensor.shape == (shape.height, shape.d) and tensor.dtype in FLOATS for tensor in found.values())
 
 
 def stored_dtypes(shape: FactoredShape | CodedShape) -> dict[str, tuple[str, ...]]:
@@ -119,8 +129,10 @@ def _check_factors(table: FactorizedTable) -> None:
 
 
 def _check_codes(table: CodedTable) -> None:
+    # The attribute of this name may be what stands in for a dense weight.
+    tensors = {**dict(table.named_buffers(recurse=False)), **dict(table.named_parameters(recurse=False))}
     for name in stored_dtypes(table.shape):
-        if not (was_read(getattr(table, name)) or is_dispatched(table)):
+        if not (was_read(tensors[name]) or is_dispatched(table)):
             raise CheckpointError(f"damaged checkpoint: the embedding's {name} is missing")
     if table.added is not None and not (table.added.is_meta or torch.isfinite(table.added).all()):
         raise CheckpointError("damaged checkpoint: the embedding's added has NaN or infinite entries")

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from projclust.errors import ProjclustError
-from projclust.hf.private import restore_ties, rewrite_ties, tied_weights
+from projclust.hf.private import restore_ties, rewrite_ties, tied_weights, untie_different
+from projclust.recipes.problem import Fitted
 from projclust.shapes import CodedShape, FactoredShape
 from projclust.tables import (
     CodedEmbedding,
@@ -60,6 +61,17 @@ def input_embedding(model: PreTrainedModel) -> tuple[str, nn.Embedding]:
     return (root, source) if isinstance(source, nn.Embedding) else (name, module)
 
 
+def tied_names(model: PreTrainedModel) -> list[str]:
+    """The names of the modules that are tied to the token embedding."""
+    return sorted(_tied_modules(model, *input_embedding(model)))
+
+
+def settle_ties(model: PreTrainedModel) -> None:
+    """Let a dense model's config tie what is equal, and nothing else; see `untie_different`."""
+    untie_different(_pretrained_parts(model))
+    model.tie_weights()
+
+
 def swap_embedding(
     model: PreTrainedModel,
     shape: FactoredShape | CodedShape,
@@ -91,6 +103,21 @@ def swap_embedding(
     for target, module in replacements.items():
         model.set_submodule(target, module)
     return primary
+
+
+def swap_fitted(model: PreTrainedModel, fitted: Fitted) -> ProjectiveEmbedding | CodedEmbedding:
+    """`swap_embedding`, filled with a table that was fitted; float factors learn where the table did."""
+    assert fitted.shape is not None
+    trained = input_embedding(model)[1].weight.requires_grad
+    embedding: Any = swap_embedding(model, fitted.shape)
+    if fitted.coded is not None:
+        embedding.set_stored(fitted.coded.stored)
+    elif fitted.factors is not None:
+        factors = fitted.factors
+        embedding.set_factors(factors.labels, factors.coefficients, bases=factors.bases, means=factors.means)
+        embedding.requires_grad_(trained)
+    model.tie_weights()
+    return embedding
 
 
 def restore_dense(model: PreTrainedModel) -> None:

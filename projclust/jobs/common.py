@@ -18,7 +18,7 @@ from projclust.checkpoints.load import Loaded, load_checkpoint
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
 from projclust.checkpoints.static import as_transformers
 from projclust.errors import CheckpointError, OptionError, ProjclustError
-from projclust.hf.swap import input_embedding
+from projclust.hf.swap import input_embedding, tied_names
 from projclust.results.rows import Row
 from projclust.shapes import DenseShape
 
@@ -49,12 +49,16 @@ SILENT = Hooks()
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense model to compress: its folder and checkpoint, and its input embedding's name and weight (n, d)."""
+    """A dense model to compress: its folder and checkpoint, and its input embedding's name and weight (n, d).
+
+    `tied` are the names of the modules that are tied to the embedding.
+    """
 
     folder: Path
     loaded: Loaded
     name: str
     table: Tensor
+    tied: list[str]
 
     @property
     def shape(self) -> DenseShape:
@@ -75,7 +79,7 @@ def load_dense(model: str, revision: str | None, seed: int, stage: Callable[[str
     name, embedding = input_embedding(loaded.model)
     if f"{name}.weight" in loaded.missing:
         raise CheckpointError(f"{model} holds no weights for its embedding {name}")
-    return Dense(source, loaded, name, embedding.weight.detach())
+    return Dense(source, loaded, name, embedding.weight.detach(), tied_names(loaded.model))
 
 
 def choose_device(name: str) -> torch.device:

@@ -85,13 +85,13 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
 
     dense_outputs = _dense_outputs(model, weights, recipe.seed)
     hooks.stage(_what_is_fitted(recipe, dense.shape))
+    fit_started = time.perf_counter()
+    run = Run(team.device, team.group, hooks.step, hooks.rows)
+    compression = compress_embedding(dense.loaded.model, recipe, weights, run, twin_check=options.twin_check)
+    report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     svd_options = ClusteringOptions(1, 1, method=Method.SVD)
     svd = fit_clustering(table, svd_options, weights.values, device=team.device, process_group=team.group)
     svd_errors = _error_by_rank(svd.spectra[0])
-    fit_started = time.perf_counter()
-    run = Run(team.device, team.group, hooks.step, hooks.rows)
-    compression = compress_embedding(model, recipe, weights, run)
-    report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     if dense_outputs is not None:
         outputs = dense_outputs.outputs_now()
         report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
@@ -163,7 +163,7 @@ def _foreseen(
         params_dense=table.parameters,
         params_stored=None if factored is None else factored.parameters,
         compression_rate=None if factored is None else factored.compression_rate,
-        bytes_dense=sum(tensor.bytes for tensor in embedding_tensors(source, dense.name).values()),
+        bytes_dense=sum(tensor.bytes for tensor in embedding_tensors(source, dense.name, dense.tied).values()),
         bytes_stored=size,
         bits_per_weight=table.bits_for_bytes(size),
         ranks=[recipe.j or 0] * (recipe.k or 0) if factored is not None and recipe.ranks == Ranks.EQUAL else None,

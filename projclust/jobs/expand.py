@@ -13,6 +13,7 @@ from projclust.errors import ProjclustError
 from projclust.hf.stored import check_digest
 from projclust.jobs.options import ExpandOptions
 from projclust.results.reports import ExpandReport
+from projclust.tables import CompressedTable
 
 
 def expand_checkpoint(options: ExpandOptions) -> ExpandReport:
@@ -28,9 +29,11 @@ def expand_checkpoint(options: ExpandOptions) -> ExpandReport:
     if quantization_method(config) != "projclust":
         raise ProjclustError(f"{options.path} is not compressed by projclust: there is nothing to expand")
     loaded = load_checkpoint(source)
-    shape = loaded.model.get_input_embeddings().shape
-    check_digest(weight_files(source), config["quantization_config"].get("sha256"), shape)
-    loaded.model.dequantize()
+    table = loaded.model.get_input_embeddings()
+    # What was made from the config of a compressed model is dense, and is written with a config that says so.
+    if isinstance(table, CompressedTable):
+        check_digest(weight_files(source), config["quantization_config"].get("sha256"), table.shape)
+        loaded.model.dequantize()
     check_space(output, bytes_to_save(loaded))
     with new_folder(output, options.overwrite) as folder:
         copy_side_files(source, folder)

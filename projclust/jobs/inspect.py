@@ -32,8 +32,8 @@ from projclust.errors import CheckpointError, ProjclustError
 from projclust.hf.body import stored_body
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
 from projclust.hf.private import without_weights
-from projclust.hf.stored import check_digest, check_stored_tensors, stored_dtypes
-from projclust.hf.swap import input_embedding
+from projclust.hf.stored import check_digest, check_stored_tensors, is_dense, stored_dtypes
+from projclust.hf.swap import input_embedding, tied_names
 from projclust.jobs.download import checkpoint_download, graph_download
 from projclust.onnx_export.needs import outputs_of
 from projclust.options import Body
@@ -79,7 +79,7 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
     model = _described(folder, config, len(tensors))
     name, module = input_embedding(model)
     n, d = module.num_embeddings, module.embedding_dim
-    embedding = embedding_tensors(tensors, name)
+    embedding = embedding_tensors(tensors, name, tied_names(model))
     weight = next((tensor for key, tensor in embedding.items() if key.endswith("weight")), None)
     if weight is None:
         raise CheckpointError(f"{path} holds no weights for its embedding {name}")
@@ -96,6 +96,11 @@ def _checkpoint(path: str, folder: Path) -> InspectReport:
         if (shape.height, shape.d) != (n, d):
             raise CheckpointError(f"{path} is damaged: {name} is {n} x {d}, but its factors {shape.height} x {shape.d}")
         wanted = shape.stored["weight"]
+        if is_dense(tensors, shape, model):
+            raise CheckpointError(
+                f"{path} holds a dense {name}, though its config.json tells of a compressed one: `projclust expand` "
+                "writes it with a config that is right"
+            )
     if weight.shape != wanted:
         raise CheckpointError(f"{path} is damaged: {name} has shape {weight.shape}, config.json asks for {wanted}")
     if settings is not None:

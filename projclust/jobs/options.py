@@ -48,6 +48,11 @@ class CompressOptions(Options):
     private: bool = option(False, "With --push-to-hub: create a private repository.")
     dry_run: bool = option(False, "Show the sizes; fit and write nothing.")
     revision: str | None = option(None, _REVISION)
+    twin_check: bool = option(
+        True,
+        "Refuse a model that answers otherwise than with the same rows in a dense table.",
+        "--twin-check/--no-twin-check",
+    )
 
     def check(self) -> None:
         """Refuse options that no checkpoint can be made with."""

@@ -91,7 +91,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     if pick is not None:
         estimate = next(one for one in found if one.name == "auto" and one.bytes == pick.bytes)
         pick = replace(pick, errors_by_script=_by_script(tokenizer, problem, estimate))
-    bytes_dense = sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name).values())
+    bytes_dense = sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name, dense.tied).values())
     report = PlanReport(
         model=options.model,
         n=shape.n,

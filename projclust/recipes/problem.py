@@ -182,7 +182,7 @@ class Fitted:
             return self.factors.rows(ids)
         if self.rebuilt is not None:
             return self.rebuilt[ids.to(self.rebuilt.device)]
-        return self._decoder.decode(ids.to(self._decoder.weight.device))
+        return self._decoder.decode(ids.to(self._decoder.codes.device))
 
     @cached_property
     def _decoder(self) -> CodedEmbedding:

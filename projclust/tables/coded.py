@@ -28,6 +28,7 @@ from projclust.errors import ProjclustError
 from projclust.shapes import CodedShape
 from projclust.tables.grouped import grouped_product
 from projclust.tables.lookup import EmbeddingLookup
+from projclust.tables.stand_in import DenseWeight, nan_table
 from projclust.tables.table import CompressedTable, is_plain, state_of
 
 # The rows of a table that are decoded at once.
@@ -53,7 +54,8 @@ class CodedTable(CompressedTable[CodedShape]):
     In memory lie the bytes of the file, as uint8 buffers of the primary table (see docs/format.md): half() and
     to(dtype) change the dtype of what is decoded and, while nothing of it is trained, no byte. The buffer of codes is
     called `weight` on purpose: software that does not know the format stops at its shape instead of going on with a
-    random table. Secondary tables (a tied head) hold nothing and read the primary.
+    random table. Secondary tables (a tied head) hold nothing and read the primary. Once the table is filled, the
+    attribute `weight` of either tells what a dense weight would, and `codes` are the bytes.
 
     After `unfreeze` three float parameters take the place of everything stored beside the codes: what is read are their
     values rounded to what can be stored, and gradients pass the rounding as if it were not there (Bengio et al.,
@@ -62,10 +64,11 @@ class CodedTable(CompressedTable[CodedShape]):
     same factor.
     """
 
-    weight: Tensor
     classes: Tensor
     kinds: Tensor
     _like: Tensor
+    _is_filled: bool
+    _stand_in: DenseWeight | None
     latent_deviations: nn.Parameter | None  # (C, r)
     latent_means: nn.Parameter | None  # (C, d)
     latent_decoders: nn.Parameter | None  # (G, r, d)
@@ -73,7 +76,8 @@ class CodedTable(CompressedTable[CodedShape]):
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         self._warns = True
-        self._known_reading = None
+        self._known_reading = self._stand_in = None
+        self._is_filled = False
         if self.primary is self:
             for name, size in self.shape.stored.items():
                 self.register_buffer(name, torch.empty(size, dtype=torch.uint8, device=device))
@@ -83,10 +87,29 @@ class CodedTable(CompressedTable[CodedShape]):
             self.register_parameter(name, None)
 
     def __getattr__(self, name: str) -> Any:
-        # What reads the weight of a tied layer (its device, whether it was loaded) finds that of the primary.
-        if name == "weight" and self.__dict__.get("_primary"):
-            return self.primary.weight
+        # Until the bytes are there, and where accelerate moves them, others look for them under this name.
+        if name == "weight" and "_primary" in self.__dict__:
+            owner = self.primary
+            if owner._is_filled and not (owner is self and hasattr(self, "_hf_hook")):
+                return owner._dense_stand_in()
+            if owner is not self:
+                return owner.codes
         return super().__getattr__(name)
+
+    @property
+    def codes(self) -> Tensor:
+        """(code_bytes,) uint8: the codes of all rows."""
+        codes = self.primary._buffers["weight"]
+        assert codes is not None
+        return codes
+
+    def _dense_stand_in(self) -> Tensor:
+        known, codes, sizes = self._stand_in, self.codes, (self.shape.height, self.shape.d)
+        if torch.compiler.is_compiling():  # which follows no class of tensors that refuses to be looked into
+            return nan_table(*sizes, dtype=self.dtype, device=codes.device)
+        if known is None or (*known.shape, known.dtype, known.device) != (*sizes, self.dtype, codes.device):
+            known = self._stand_in = DenseWeight.of(*sizes, dtype=self.dtype, device=codes.device)
+        return known
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,8 +130,9 @@ class CodedTable(CompressedTable[CodedShape]):
     @torch.no_grad()
     def set_stored(self, stored: dict[str, Tensor]) -> None:
         """Fill the table with the bytes of `shape.stored`."""
-        for name in self.shape.stored:
-            getattr(self, name).copy_(stored[name])
+        for name, buffer in self._buffers_by_name().items():
+            buffer.copy_(stored[name])
+        self._is_filled = True
         self._forget()
 
     @torch.no_grad()
@@ -162,7 +186,7 @@ class CodedTable(CompressedTable[CodedShape]):
     def reading(self) -> Reading | None:
         """What compiled loops read of the table; None where it is trained, or not on the CPU, or there are no loops."""
         owner = self.primary
-        if not (owner.is_frozen and owner.weight.is_cpu and has_kernels()):
+        if not (owner.is_frozen and owner.codes.is_cpu and has_kernels()):
             return None
         state = state_of(list(owner._buffers.values()))
         if owner._known_reading is None or owner._known_reading[0] != state:
@@ -179,7 +203,7 @@ class CodedTable(CompressedTable[CodedShape]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has other bytes to read.
-        return {**self.__dict__, "_known_reading": None}
+        return {**self.__dict__, "_known_reading": None, "_stand_in": None}
 
     def _ids(self) -> list[Tensor]:
         return [getattr(self.primary, name) for name in ("classes", "kinds") if name in self.shape.stored]
@@ -196,13 +220,14 @@ class CodedTable(CompressedTable[CodedShape]):
         row_bytes = [layout.row_bytes for layout in layouts]
         if sum(map(mul, rows, row_bytes)) != shape.code_bytes:
             raise ProjclustError("the codes have another length than their classes and kinds add up to")
-        windows = windows_of(layouts, shape.rank, self.weight.device)
+        windows = windows_of(layouts, shape.rank, self.codes.device)
+        self._is_filled = True
         return Addresses(row_starts(classes, row_bytes), classes.to(torch.uint8), windows, layouts, rows)
 
     @torch.no_grad()
     def compressed_rows(self) -> Tensor:
         """(n, d) the rows that have codes."""
-        ids = torch.arange(self.shape.n, device=self.primary.weight.device)
+        ids = torch.arange(self.shape.n, device=self.codes.device)
         return torch.cat([self.decode(block) for block in ids.split(BLOCK_ROWS)])
 
     @torch.no_grad()
@@ -228,7 +253,7 @@ class CodedTable(CompressedTable[CodedShape]):
         # By F.embedding, whose compiled form checks the range of the ids, which that of index_select does not.
         starts = F.embedding(ids, addresses.starts.to(ids.device).unsqueeze(1)).squeeze(1)
         classes = addresses.classes.to(ids.device).index_select(0, ids).long()
-        side, codes = self.side_tables(), self.primary.weight.to(ids.device)
+        side, codes = self.side_tables(), self.codes.to(ids.device)
         windows = Windows(*(part.to(ids.device) for part in addresses.windows))
         coordinates = unit_coordinates(codes, windows, starts, classes)
         coordinates = coordinates * side.deviations.to(ids.device).index_select(0, classes)
@@ -259,7 +284,7 @@ class CodedTable(CompressedTable[CodedShape]):
         return self
 
     def _buffers_by_name(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.shape.stored}
+        return {name: self._buffers[name] for name in self.shape.stored}  # type: ignore[misc]
 
     def _read_side_tables(self) -> SideTables:
         shape = self.shape

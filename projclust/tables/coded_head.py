@@ -82,7 +82,7 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
             shift = F.linear(hidden, side.means.to(hidden))  # (..., C)
         flat_inner, flat_shift = inner.reshape(-1, inner.shape[-1]), shift.reshape(-1, shift.shape[-1])
         make = _plain_logits if in_compiler() else _CodedLogits.apply
-        codes, order = self.primary.weight.to(device), self._order(device)
+        codes, order = self.codes.to(device), self._order(device)
         return make(flat_inner, flat_shift, side.deviations.to(device), codes, order)
 
     def _order(self, device: torch.device) -> "_HeadOrder":

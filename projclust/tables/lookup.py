@@ -126,7 +126,9 @@ def is_known_lookup(module: nn.Module) -> bool:
     if type(module) is nn.Embedding:
         return True
     is_scaled = isinstance(module, nn.Embedding) and type(module).__name__.endswith("ScaledWordEmbedding")
-    return is_scaled and _scale_of(module) is not None
+    # T5Gemma2's holds a vector of its own for one of the tokens.
+    holds = [name for name, _ in module.named_parameters()]
+    return is_scaled and holds == ["weight"] and _scale_of(module) is not None
 
 
 def _scale_of(module: nn.Module) -> float | None:

@@ -128,7 +128,7 @@ def test_interrupted(tiny_folder: Path, tmp_path: Path) -> None:
         "import os, signal, projclust.hf.compression as c\n"
         # Shells start what they run in the background with the signal ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "c.swap_embedding = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
+        "c.swap_fitted = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         f"from projclust.cli.app import run; import sys; sys.exit(run(['compress', {str(tiny_folder)!r}, '--j', '5', '-o', {str(tmp_path / 'out')!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commandline import Cli
 
 from projclust import OptionError, ProjclustError, ServiceError
 from projclust.checkpoints.load import load_checkpoint, load_classifier
 from projclust.checkpoints.source import resolve_checkpoint
 from projclust.errors import is_out_of_reach
 from projclust.shapes import parse_size
+from projclust.tables import CodedLMHead
 
 Refused = Callable[..., str]
 
@@ -139,3 +141,14 @@ def test_a_million_layers_are_refused_before_they_are_built(
     for load in (load_checkpoint, lambda folder: load_classifier(folder, ("a", "b"))):
         with pytest.raises(ProjclustError, match="tensors are stored"):
             load(tiny_folder)
+
+
+def test_a_model_that_answers_otherwise_is_refused_unless_the_check_is_left_out(
+    cli: Cli, refused: Refused, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = CodedLMHead.forward
+    monkeypatch.setattr(CodedLMHead, "forward", lambda self, hidden: -forward(self, hidden))
+    arguments = ("compress", tiny_folder, "--codes", "int8", "-k", "2", "-j", "6", "-o", tmp_path / "out")
+    assert "`projclust compress --no-twin-check`" in refused(*arguments)
+    assert cli(*arguments, "--no-twin-check").code == 0
+    assert "twin-check: false" in (tmp_path / "out" / "projclust_options.yaml").read_text()

@@ -285,6 +285,11 @@ def test_an_embedding_that_is_itself_tied_to_another(options: dict[str, Any], tm
     model.save_pretrained(tmp_path)
     loaded = hf.MarianMTModel.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded, "bart"), logits(model, "bart"))
+    unfreeze(loaded).train()
+    loaded(**inputs_for("bart"), labels=inputs_for("bart")["input_ids"]).loss.backward()
+    learning = list(loaded.get_input_embeddings().primary.parameters())
+    assert learning
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in learning)
 
 
 def test_a_state_dict_that_is_handed_over_is_what_is_saved(tmp_path: Path) -> None:
@@ -366,6 +371,12 @@ def test_refuses_by_name_what_it_cannot_compress() -> None:
     model = tiny_model("bert")
     model.set_input_embeddings(type("StrangeEmbedding", (torch.nn.Embedding,), {})(VOCABULARY, 16))
     with pytest.raises(ProjclustError, match="StrangeEmbedding, which is not supported"):
+        compress_model(model, k=3, j=5)
+    # T5Gemma 2 has a vector beside the table for one of the tokens.
+    scaled = type("StrangeScaledWordEmbedding", (torch.nn.Embedding,), {"embed_scale": 4.0})(VOCABULARY, 16)
+    scaled.eoi_embedding = torch.nn.Parameter(torch.zeros(16))
+    model.set_input_embeddings(scaled)
+    with pytest.raises(ProjclustError, match="StrangeScaledWordEmbedding, which is not supported"):
         compress_model(model, k=3, j=5)
     for how in ("equal", "auto", "int8"):
         with pytest.raises(ProjclustError, match="compressed already"):

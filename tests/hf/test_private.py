@@ -23,6 +23,7 @@ from projclust import compress_model
 from projclust.coding.integers import pack_rows
 from projclust.hf import private
 from projclust.hf.quantizer import ProjClustHfQuantizer
+from projclust.hf.sensitivity import measuring
 from projclust.options import Codes
 
 HEAD, TABLE = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
@@ -172,3 +173,21 @@ def test_packed_rows_are_unpacked_while_they_are_read_and_never_while_they_are_s
     assert not any("weight$" in one.source_patterns for one in conversions)
     again.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "model.safetensors")[name].shape[0] == len(weight)
+
+
+def test_a_model_that_scales_its_own_weights_comes_out_as_it_was() -> None:
+    torch.manual_seed(0)
+    config = hf.RwkvConfig(
+        vocab_size=120, hidden_size=16, num_hidden_layers=4, rescale_every=2, attention_hidden_size=16
+    )
+    model = hf.RwkvForCausalLM(config).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.tensor([[3, 4]]))
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert len(changed) == 4
+    with measuring(model):
+        pass
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    compress_model(model, k=2, j=5)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in changed)

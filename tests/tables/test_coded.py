@@ -220,7 +220,7 @@ def _unit_row(embedding: CodedEmbedding, row: int) -> Tensor:
 
     addresses, unit = embedding.addresses(), torch.zeros(embedding.shape.rank)
     layout, start = addresses.layouts[int(addresses.classes[row])], int(addresses.starts[row])
-    bits = bits_of(embedding.weight[start : start + layout.row_bytes])
+    bits = bits_of(embedding.codes[start : start + layout.row_bytes])
     unit[layout.coded] = torch.tensor(decode_bits(bits, layout.kinds))
     return unit
 
@@ -322,7 +322,7 @@ def test_only_what_is_unfrozen_learns_and_codes_never_do(auto: CodedMatrix) -> N
     }
     trained(embedding)
     for name in ("weight", "classes", "kinds"):
-        assert torch.equal(getattr(embedding, name), auto.stored[name])
+        assert torch.equal(dict(embedding.named_buffers())[name], auto.stored[name])
         assert torch.equal(embedding.stored[name], auto.stored[name])
     for name in ("deviations", "means", "decoder"):
         assert not torch.equal(embedding.stored[name], auto.stored[name])
@@ -422,7 +422,7 @@ def test_copies_and_pickles(matrix: CodedMatrix) -> None:
             assert own.is_frozen == (not unfrozen)
             assert torch.equal(own(ids), expected[0])
             assert torch.equal(head(hidden), expected[1])
-            assert own.weight.data_ptr() != embedding.weight.data_ptr()
+            assert own.codes.data_ptr() != embedding.codes.data_ptr()
 
 
 def test_addresses_follow_changes_in_place_moves_and_inference_mode(auto: CodedMatrix) -> None:
@@ -560,7 +560,7 @@ def test_no_pass_makes_the_dense_table(large: CodedMatrix, dtype: torch.dtype, u
             if out.requires_grad:
                 out.sum().backward()
         # What is larger than a block of decoded rows are the codes themselves, read in place.
-        assert seen.largest <= max(2048 * d, 2 * n, len(embedding.weight))
+        assert seen.largest <= max(2048 * d, 2 * n, len(embedding.codes))
         assert seen.largest < n * d / 3
 
 

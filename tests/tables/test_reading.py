@@ -275,7 +275,7 @@ def test_changes_in_place_are_followed(
     embedding = embedding_of(matrices["auto"])
     head, ids, hidden = head_of(embedding), ids_of(N, 40), gaussian(2, D)
     before = embedding(ids), embedding(ids[:3]), head(hidden)
-    getattr(embedding, name).view(-1)[::2] ^= 1  # of floats the low byte
+    dict(embedding.named_buffers())[name].view(-1)[::2] ^= 1  # of floats the low byte
     for found, old, again in zip(
         (embedding(ids), embedding(ids[:3]), head(hidden)),
         before,
@@ -307,7 +307,7 @@ def test_a_copy_reads_its_own_bytes(matrices: dict[str, CodedMatrix], twin_of: C
     before = embedding(ids), pair[1](hidden)
     twin = twin_of(pair)
     assert twin[0]._known_reading is None  # nor does a saved model hold bytes twice
-    twin[0].weight.zero_()
+    twin[0].codes.zero_()
     assert not torch.equal(twin[0](ids), before[0])
     assert not torch.equal(twin[1](hidden), before[1])
     assert torch.equal(embedding(ids), before[0])
