@@ -68,6 +68,19 @@ def test_links_of_the_repositorys_own_pages_lead_somewhere(name: str) -> None:
     assert not lost
 
 
+def test_every_extra_is_told() -> None:
+    section = (
+        (ROOT / "pyproject.toml")
+        .read_text(encoding="utf-8")
+        .split("[project.optional-dependencies]\n")[1]
+        .split("\n[")[0]
+    )
+    extras = set(re.findall(r"^(\w+) = ", section, re.M))
+    assert len(extras) > 4
+    told = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert extras == set(re.findall(r"^\| `(\w+)` \|", told, re.M))
+
+
 def test_what_is_released_has_one_version() -> None:
     stated = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
     assert stated is not None
