@@ -62,7 +62,7 @@ def _default(value: object) -> str:
     if value is None or callable(value) or value is False or value == () or value == []:
         return ""
     text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-    return f"`{text}`"
+    return f"`{text}`{{ .flag }}"
 
 
 def _cell(text: str) -> str:

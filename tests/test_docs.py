@@ -69,12 +69,8 @@ def test_links_of_the_repositorys_own_pages_lead_somewhere(name: str) -> None:
 
 
 def test_every_extra_is_told() -> None:
-    section = (
-        (ROOT / "pyproject.toml")
-        .read_text(encoding="utf-8")
-        .split("[project.optional-dependencies]\n")[1]
-        .split("\n[")[0]
-    )
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
     extras = set(re.findall(r"^(\w+) = ", section, re.M))
     assert len(extras) > 4
     told = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
