@@ -1,7 +1,9 @@
-"""Pages of the site that are made while it is built: the commands and their options, and the notebooks."""
+"""Pages of the site that are made while it is built: commands, options and notebooks."""
 
 import json
+import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -10,6 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from projclust.cli.app import app
+from projclust.options import fields_of
 
 COMMANDS_PAGE = "commands.md"
 
@@ -32,6 +35,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, text in pages.items():
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put a table of options where a page has `<!-- options of MODULE.CLASS -->`; mkdocs calls it with every page."""
+
+    def table(found: re.Match[str]) -> str:
+        module, _, name = found.group(1).rpartition(".")
+        rows = [
+            f"| `{part.name}`{{ .flag }} | {_cell(part.metadata['declared'].help)} | {_default(part.default)} |"
+            for part in fields_of(getattr(import_module(module), name))
+        ]
+        return "\n".join(["| option | what it does | default |", "| --- | --- | --- |", *rows])
+
+    return re.sub(r"<!-- options of ([\w.]+) -->", table, markdown)
 
 
 def on_page_content(html: str, **_: object) -> str:
