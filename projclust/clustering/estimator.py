@@ -30,9 +30,10 @@ class ProjectiveClustering(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cl
     bytes. Results are tensors on the computing device where `X` is a tensor, and numpy arrays where it is an array, a
     list or a pandas DataFrame. `fit_predict` and `fit_transform` are those of scikit-learn.
 
+    What is fitted (n_clusters, rank, affine, method, ranks, loss, init) and how (restarts, max_iter, tol, seed) are the
+    options of `projclust.clustering.inputs.ClusteringOptions`, which checks them when `fit` is called.
+
     Args:
-        n_clusters, rank, affine, method, ranks, loss, init, restarts, max_iter, tol, seed: see
-            `projclust.clustering.fit.ClusteringOptions`, which checks them when `fit` is called.
         n_init: scikit-learn's name for `restarts`, over which it wins if given.
         random_state: scikit-learn's name for `seed`, over which it wins if given: an integer, or a
             ``numpy.random.RandomState`` from which every `fit` draws a seed.

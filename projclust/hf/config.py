@@ -37,8 +37,8 @@ class ProjClustConfig(QuantizationConfigMixin):
     in config.json.
 
     Args:
-        n_clusters, rank: k and j, the number of subspaces and their dimension (5 and 40, where no other target of size
-            is given).
+        n_clusters: k, the number of subspaces (5, where no other target of size is given).
+        rank: j, their dimension (then 40).
         sample_weight: (n,) row weights to use in place of those that `weights` names; not stored.
         tokenizer: the model's, for row weights; by default the one beside the weights. It is not stored.
         twin_check: whether to refuse a model that answers otherwise than with the same rows in a dense table.
