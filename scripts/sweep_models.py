@@ -119,11 +119,13 @@ def _judged(name: str, config: str) -> dict[str, Any]:
     from sweep_tiny import NoTokens, build, short
 
     try:
-        model, inputs = build(getattr(transformers, name), getattr(transformers, config))
+        kind = getattr(transformers, name)
+        # That of a model's text where a class reads no more of it.
+        model, inputs = build(kind, kind.config_class or getattr(transformers, config))
     except NoTokens:
         return {"verdict": "no tokens"}
     except Exception as error:  # whatever a class makes of such a configuration
-        return {"verdict": "not built", "why": str(error)}
+        return {"verdict": "not built", "why": " ".join(str(error).split())}
     result: dict[str, Any] = {"model_type": model.config.model_type, "inputs": sorted(inputs), "ways": {}}
     for way, recipe in _WAYS.items():
         try:
