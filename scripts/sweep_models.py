@@ -4,8 +4,8 @@ By hand: python scripts/sweep_models.py [NAME ...] [-o sweep.json] [--docs docs/
 
 Every class is compressed with float factors, with --bits and with int8 codes; saved and loaded, which must give the
 same outputs; made dense again, which must give nearly the same; and trained for a step. Results are written as they
-come, and what a file holds already is not done again, but for classes that are named. With --docs the table of
-docs/models.md is written.
+come, and what a file holds already is not done again, but for classes that are named. With --docs the tables at
+the end of docs/models.md are written.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker:
         return _work()
-    from sweep_table import counts, page
+    from sweep_table import HEADING, counts, page
     from sweep_tiny import classes
 
     known = json.loads(options.output.read_text()) if options.output.is_file() else {}
@@ -55,7 +55,8 @@ def main() -> int:
     minutes = sum(result.get("seconds", _SECONDS) for result in known.values()) / 60
     print(f"{counts(known)}, in {minutes:.0f} minutes of one processor")
     if options.docs:
-        options.docs.write_text(page(known, version("transformers")))
+        guide = options.docs.read_text().partition(HEADING)[0] if options.docs.exists() else ""
+        options.docs.write_text(guide + page(known, version("transformers")))
     return int(any(result["verdict"] == "fails" for result in known.values()))
 
 
@@ -119,11 +120,13 @@ def _judged(name: str, config: str) -> dict[str, Any]:
     from sweep_tiny import NoTokens, build, short
 
     try:
-        model, inputs = build(getattr(transformers, name), getattr(transformers, config))
+        kind = getattr(transformers, name)
+        # That of a model's text where a class reads no more of it.
+        model, inputs = build(kind, kind.config_class or getattr(transformers, config))
     except NoTokens:
         return {"verdict": "no tokens"}
     except Exception as error:  # whatever a class makes of such a configuration
-        return {"verdict": "not built", "why": str(error)}
+        return {"verdict": "not built", "why": " ".join(str(error).split())}
     result: dict[str, Any] = {"model_type": model.config.model_type, "inputs": sorted(inputs), "ways": {}}
     for way, recipe in _WAYS.items():
         try:

@@ -1,4 +1,4 @@
-"""docs/models.md, from what scripts/sweep_models.py found."""
+"""The tables of docs/models.md, from what scripts/sweep_models.py found."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -8,7 +8,11 @@ Results = dict[str, dict[str, Any]]
 _ORDER = ("works", "partly refused", "refused", "fails", "not built", "no tokens")
 _HEADS = {"compressed": "output layer compressed", "dense": "output layer stays dense", "none": "no output layer"}
 
-_INTRODUCTION = """# Models
+# In docs/models.md what stands below it is written anew.
+HEADING = "## Every class of transformers"
+_INTRODUCTION = (
+    HEADING
+    + """
 
 What `scripts/sweep_models.py` found on transformers {version}, with a tiny random model of every class that embeds
 tokens and stands in transformers' tables of models, language models and multimodal ones: {counts}.
@@ -22,6 +26,7 @@ Whatever stands here, `compress` looks at the model itself: before anything is f
 compares what the model makes of a few sequences with what it makes of the same rows in a dense table, and refuses one
 that answers otherwise. `--no-twin-check` goes without.
 """
+)
 
 
 def counts(results: Results) -> str:
@@ -31,13 +36,13 @@ def counts(results: Results) -> str:
 
 
 def page(results: Results, version: str) -> str:
-    """docs/models.md."""
+    """The end of docs/models.md, from its heading on."""
     shown = {name: result for name, result in results.items() if result["verdict"] != "no tokens"}
-    parts = [_INTRODUCTION.format(version=version, counts=counts(shown)), "## Works\n", *_works(shown)]
-    parts += ["\n## Refused by name\n", *_why(shown, ("refused", "partly refused"))]
+    parts = [_INTRODUCTION.format(version=version, counts=counts(shown)), "### Works\n", *_works(shown)]
+    parts += ["\n### Refused by name\n", *_why(shown, ("refused", "partly refused"))]
     if any(result["verdict"] == "fails" for result in shown.values()):
-        parts += ["\n## Fails\n", *_why(shown, ("fails",))]
-    parts += ["\n## Not built\n", "No tiny model came of the configuration alone; these may work.\n"]
+        parts += ["\n### Fails\n", *_why(shown, ("fails",))]
+    parts += ["\n### Not built\n", "No tiny model came of the configuration alone; these may work.\n"]
     return "\n".join([*parts, *_why(shown, ("not built",))]) + "\n"
 
 

@@ -30,7 +30,7 @@ _SIZES = (Size(64, 4, 2), Size(64, 4, 4), Size(64, 2, 8), Size(128, 2, 2), Size(
 
 # Settings by what they are, each with the pattern of its names: the first that matches.
 _SETTINGS = (
-    ("vocabulary", r"vocab_size$|^n_token|^vocabulary_size"),
+    ("vocabulary", r"vocab_size$|^vocab_size_per_layer|^n_token|^vocabulary_size"),
     (
         "pair",
         r"(kv|key_value)_heads$|experts_per_tok(en)?$|^moe_(topk|k)$|num_selected_experts$|top_k_experts$|^router_top_k$",
@@ -46,6 +46,18 @@ _SETTINGS = (
     ("length", r"position_embeddings$|^n_positions$|^n_ctx$|seq_len(gth)?$|(source|target)_positions$|max_length$"),
     ("window", r"^sliding_window$|^attention_window$|^block_size$|^local_attn_chunk_length$"),
 )
+
+
+# What a few types must have beside that.
+_OWN: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "esm": {"vocab_size": VOCABULARY, "mask_token_id": 4, "pad_token_id": 1},
+    "nemotron": {"num_key_value_heads": 2},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "ministral": {"head_dim": 16},
+}
 
 
 def build(
@@ -115,7 +127,7 @@ def _settings(config_class: type[PretrainedConfig], size: Size) -> dict[str, Any
             settings[name] = value if value < 20 else 100 + sum(map(ord, name)) % 50
         elif what in small and value > 0:
             settings[name] = min(small[what], value)
-    return settings
+    return settings | _OWN.get(config_class.model_type, {})
 
 
 def inputs_of(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from projclust.errors import ProjclustError
 from projclust.shapes import CodedShape
 from projclust.tables.grouped import grouped_product
 from projclust.tables.lookup import EmbeddingLookup
-from projclust.tables.stand_in import DenseWeight, nan_table
+from projclust.tables.stand_in import Buffers, DenseWeight, nan_table
 from projclust.tables.table import CompressedTable, is_plain, state_of
 
 # The rows of a table that are decoded at once.
@@ -79,6 +79,7 @@ class CodedTable(CompressedTable[CodedShape]):
         self._known_reading = self._stand_in = None
         self._is_filled = False
         if self.primary is self:
+            self._buffers = Buffers(self._buffers)
             for name, size in self.shape.stored.items():
                 self.register_buffer(name, torch.empty(size, dtype=torch.uint8, device=device))
         # Without data: it has the dtype of what is decoded, which half() and the like change.
@@ -87,10 +88,10 @@ class CodedTable(CompressedTable[CodedShape]):
             self.register_parameter(name, None)
 
     def __getattr__(self, name: str) -> Any:
-        # Until the bytes are there, and where accelerate moves them, others look for them under this name.
+        # Until the bytes are there, whoever brings them looks for them under this name.
         if name == "weight" and "_primary" in self.__dict__:
             owner = self.primary
-            if owner._is_filled and not (owner is self and hasattr(self, "_hf_hook")):
+            if owner._is_filled and not (owner is self and owner.codes.is_meta):
                 return owner._dense_stand_in()
             if owner is not self:
                 return owner.codes

@@ -39,8 +39,8 @@ class DenseWeight(Tensor):
         if name in ("__get__", "__set__"):
             attribute = func.__self__.__name__  # type: ignore[attr-defined]
         with torch._C.DisableTorchFunctionSubclass():
-            if name == "to" and not isinstance(args[0], DenseWeight):
-                return func(*(_stub(part) for part in args), **{key: _stub(part) for key, part in options.items()})
+            if name == "to":
+                return _moved(*args, **options)
             if _changes_nothing(name, args, options):
                 return args[0]
             if name in _TOLD and not (name == "__get__" and attribute in _UNTOLD):
@@ -66,6 +66,29 @@ def nan_table(n: int, d: int, dtype: torch.dtype, device: torch.device) -> Tenso
     return torch.full((1, 1), torch.nan, dtype=dtype, device=device).expand(n, d)
 
 
+class Buffers(dict[str, Tensor | None]):
+    """The buffers of a coded table. One that is set to a stand-in on some device goes there itself.
+
+    That is how accelerate moves what it reads as an attribute of its module.
+    """
+
+    def __setitem__(self, name: str, value: Tensor | None) -> None:
+        kept = self.get(name)
+        super().__setitem__(
+            name, kept.to(value.device) if isinstance(value, DenseWeight) and kept is not None else value
+        )
+
+
+def _moved(own: Tensor, *args: Any, **options: Any) -> Tensor:
+    """What `to` gives, of a stand-in or as one of its arguments: a stand-in stays one."""
+    moved = _stub(own).to(*map(_stub, args), **{name: _stub(value) for name, value in options.items()})
+    if not isinstance(own, DenseWeight):
+        return moved
+    same = (moved.dtype, moved.device) == (own.dtype, own.device)
+    n, d = own.shape
+    return own if same else DenseWeight.of(n, d, dtype=moved.dtype, device=moved.device)
+
+
 def _stub(part: Any) -> Any:
     """An ordinary tensor of the same dtype and device in place of a stand-in."""
     return torch.empty(0, dtype=part.dtype, device=part.device) if isinstance(part, DenseWeight) else part
@@ -73,9 +96,6 @@ def _stub(part: Any) -> Any:
 
 def _changes_nothing(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Whether a call asks for what is so already."""
-    if name == "to":
-        same = torch.empty(0, dtype=args[0].dtype, device=args[0].device)
-        return same.to(*(_stub(part) for part in args[1:]), **options) is same
     if name == "requires_grad_":
         return not options.get("requires_grad", args[1] if len(args) > 1 else True)
     return name == "__set__" and (args[1] is None or args[1] is False)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import BUILDERS, CODED, compressed_model, inputs_for, tiny_model
+from accelerate import cpu_offload, dispatch_model
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from tiny_models import BUILDERS, CODED, compressed_model, inputs_for, logits, tiny_model
 from torch import Tensor, nn
 
 from projclust import ProjclustError
@@ -108,3 +110,32 @@ def test_resizing_code_sees_the_vocabulary() -> None:
     model = compressed_model("gpt2", "auto")
     assert model.get_input_embeddings().weight.shape[0] == 120
     assert model(**inputs_for("gpt2")).logits.shape[-1] == model.get_output_embeddings().weight.shape[0]
+
+
+@pytest.mark.parametrize("how", CODED)
+@pytest.mark.parametrize("place", ["offloaded", "dispatched", "hooked"])
+def test_accelerate_moves_the_bytes(place: str, how: str) -> None:
+    model = compressed_model("gpt2", how)
+    expected = logits(model, "gpt2")
+    stored = {name: value.clone() for name, value in model.get_input_embeddings().stored.items()}
+    if place == "offloaded":
+        cpu_offload(model, execution_device=torch.device("cpu"))
+    elif place == "dispatched":
+        dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    else:
+        hook = AlignDevicesHook(execution_device="cpu", place_submodules=True)
+        add_hook_to_module(model.get_input_embeddings(), hook)
+    for _ in range(2):
+        assert torch.equal(logits(model, "gpt2"), expected)
+    after = model.get_input_embeddings().stored
+    assert all(torch.equal(after[name], value) for name, value in stored.items())
+
+
+def test_a_stand_in_moves_without_entries() -> None:
+    weight = compressed_model("gpt2", "int8").get_input_embeddings().weight
+    assert weight.to("cpu") is weight
+    assert weight.to(torch.float32) is weight
+    meta = weight.to("meta", torch.float16)
+    assert (meta.shape, meta.dtype, meta.device.type) == (weight.shape, torch.float16, "meta")
+    with pytest.raises(ProjclustError, match="sum wants the entries"):
+        meta.sum()
