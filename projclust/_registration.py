@@ -26,7 +26,11 @@ def register_with_transformers() -> None:
     if _is_ready():
         _register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+        finder = _Finder()
+        sys.meta_path.insert(0, finder)
+        for name in (_QUANTIZERS, _MODELS):
+            if _is_half(name):  # it imports torch, which calls this: no finder is asked for it again
+                _WatchedSpec.of(sys.modules[name]).finder = finder
 
 
 def _register() -> None:
@@ -67,6 +71,31 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec.loader = _RegisteringLoader(spec.loader, self)
         return spec
 
+    def heed(self, loaded: str) -> None:
+        """Register, if that was the last thing to wait for."""
+        if self in sys.meta_path and _is_ready(loaded):
+            sys.meta_path.remove(self)
+            _register()
+
+
+class _WatchedSpec(importlib.machinery.ModuleSpec):
+    """That of a module that is being loaded already, told by the import system when it is whole."""
+
+    finder: _Finder
+
+    @classmethod
+    def of(cls, module: ModuleType) -> "_WatchedSpec":
+        spec = module.__spec__
+        assert spec is not None
+        spec.__class__ = cls
+        assert isinstance(spec, cls)
+        return spec
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            self.finder.heed(self.name)
+
 
 class _RegisteringLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, finder: _Finder) -> None:
@@ -77,6 +106,4 @@ class _RegisteringLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        if self._finder in sys.meta_path and _is_ready(loaded=module.__name__):
-            sys.meta_path.remove(self._finder)
-            _register()
+        self._finder.heed(module.__name__)
