@@ -263,13 +263,14 @@ def plot(results: list[Result], path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
     marks = {TORCH: "o", ONNX: "s", TORCHAO: "^", NANO: "D"}
-    for result in results[1:]:
+    for number, result in enumerate(results[1:]):
         ours = result.name.startswith("projclust")
         x, y = result.bytes / 1e6, result.stsb - results[0].stsb
         axis.plot(x, y, marks[result.engine], color=BLUE if ours else GREY, markersize=8)
         label = f"{result.name.removeprefix('projclust, ')} ({result.engine})"
         left = x > 0.4 * results[0].bytes / 1e6
-        place: dict[str, Any] = {"xytext": (-8 if left else 8, -3), "ha": "right" if left else "left"}
+        # Above and below in turns, for models of a size are neighbours.
+        place: dict[str, Any] = {"xytext": (0, 8 if number % 2 else -15), "ha": "right" if left else "left"}
         axis.annotate(label, (x, y), textcoords="offset points", fontsize=8, **place)
     axis.axhline(0, color="black", linestyle="--", linewidth=1)
     axis.set(xscale="log", xlabel="MB of all weights", ylabel="STS-B, points beside the dense model")
@@ -278,7 +279,7 @@ def plot(results: list[Result], path: Path) -> None:
     axis.set_xticks(shown, list(map(str, shown)))
     axis.minorticks_off()
     axis.set_xlim(right=results[0].bytes / 1e6)
-    axis.set_ylim(bottom=min(-1, axis.get_ylim()[0]))  # less than that is noise
+    axis.set_ylim(bottom=min(-1, axis.get_ylim()[0]), top=0.15)  # less than that is noise
     axis.set_title(f"Whole models (blue: projclust); dense: {results[0].bytes / 1e6:.0f} MB, {results[0].stsb:.2f}")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
