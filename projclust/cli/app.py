@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Shrink the embedding layer of Hugging Face models, and measure what it costs.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:

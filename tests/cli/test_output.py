@@ -52,3 +52,11 @@ def test_an_error_that_quotes_a_string_does_nothing(
     for command in (("inspect", tiny_folder), ("compress", tiny_folder, "--j", 3, "-o", tmp_path / "out")):
         assert refused(*command).isprintable()
     assert refused("inspect", tmp_path / "absent\x1b[31m").isprintable()
+
+
+def test_h_shows_the_help_of_every_command(cli: Cli) -> None:
+    for command in ((), ("compress",), ("glue-eval",)):
+        short = cli(*command, "-h")
+        assert short.code == 0
+        assert "Usage: projclust" in short.out
+        assert short.out == cli(*command, "--help").out
