@@ -33,8 +33,8 @@ from projclust.results.rows import Row
 
 # How often a task runs again whose worker or machine was lost.
 _RETRIES = 5
-# Groups of cells whose rows and dense models may lie in the object store at once, for each cell that can run.
-_GROUPS_AHEAD = 2
+# Cells that may wait for each that can run: rows and dense models of theirs lie in the object store.
+_CELLS_AHEAD = 2
 # Seconds until an address counts as one where nothing listens.
 _PATIENCE = 10
 
@@ -119,7 +119,7 @@ def measure_by_ray(study: Study, groups: Iterator[Group], engine: Engine, device
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1) // engine.cpus))
     pending: set[Any] = set()
     for group in groups:
-        while len(pending) >= _GROUPS_AHEAD * at_once:
+        while len(pending) >= _CELLS_AHEAD * at_once:
             yield from _finished(pending)
         data = ray.put(group.data)
         # Dense models first: all variants of a task and seed start from the same one.
