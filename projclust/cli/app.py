@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -16,6 +17,7 @@ from projclust.cli.stopping import INTERRUPTED, stopped_by
 from projclust.errors import OptionError, ProjclustError, ServiceError
 
 USAGE_MISTAKE, FAILURE = 2, 1
+_PATIENCE = 30.0  # seconds that one of many processes waits for the main one to say what is wrong
 
 app = typer.Typer(
     name="projclust",
@@ -96,6 +98,21 @@ def _interrupted(debug: bool) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    if code != USAGE_MISTAKE or is_main_process():  # a mistake is found by every process, a failure perhaps by one
+    if is_main_process() or (code != INTERRUPTED and stopped_by() is None and not _said_by_main(code)):
         tell(f"error: {' '.join(message.split())}")
     return code
+
+
+def _said_by_main(code: int) -> bool:
+    """Whether the main process has said why the run ends: it found the same mistake, and the launcher stops the others.
+
+    A process that ended first would have the launcher stop the main one before it could say anything. A mistake that
+    this one alone found, and a failure of its own, nobody else says.
+    """
+    if code != USAGE_MISTAKE:
+        return False
+    try:
+        time.sleep(_PATIENCE)
+    except KeyboardInterrupt:
+        return True
+    return False

@@ -19,7 +19,8 @@ def main() -> None:
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # before `run` could heed it
-        print("error: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of many processes, one says it
+            print("error: interrupted", file=sys.stderr)
         code = stopped_by() or INTERRUPTED
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left that could say anything
     sys.exit(code)

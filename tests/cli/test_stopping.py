@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import snapshot
+from commandline import Cli, Outcome, snapshot
 
 # Sends itself a signal when a module is first imported, or when a path with a part is first touched.
 PROGRAM = """
@@ -95,3 +95,31 @@ def test_a_terminal_that_knows_few_letters_shows_the_rest_as_numbers(tiny_folder
     result = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     assert "gr\\xf6\\xdfe" in result.stdout
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_of_many_processes_the_main_one_says_a_mistake(
+    cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    def launcher_stops_it(seconds: float) -> None:
+        if stops:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("projclust.cli.app.time.sleep", launcher_stops_it)
+    wrong = ("compress", tiny_folder, "--j", "5", "--ratio", "0.5")
+    said = cli(*wrong)
+    assert (said.code, said.err.count("error: ")) == (2, 1)
+    monkeypatch.setenv("RANK", "1")
+    assert cli(*wrong) == Outcome(2, "", "" if stops else said.err)  # its own mistake is said by itself
+
+
+def test_of_many_processes_the_main_one_says_that_it_was_stopped(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, said in (("1", ""), ("0", "error: interrupted\n")):
+        monkeypatch.setenv("RANK", rank)
+        for module in ("projclust.cli.app", "projclust.jobs.compress"):
+            result = stopped(
+                signal.SIGTERM, "import", module, "compress", tiny_folder, "--j", 5, "-o", tmp_path / "out"
+            )
+            assert (result.returncode, result.stderr) == (128 + signal.SIGTERM, said)
