@@ -18,7 +18,8 @@ from minilm_forms import minilm_folder
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from transformers.utils import logging
 
-from projclust.checkpoints.load import load_classifier, load_tokenizer
+from projclust.checkpoints.classifier import load_classifier
+from projclust.checkpoints.load import load_tokenizer
 from projclust.glue.batches import ShuffledBatches, data_loader, encode
 from projclust.glue.data import Rows, load_task
 from projclust.glue.settings import Settings

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors import safe_open
 from torch import Tensor
@@ -61,9 +60,9 @@ def load_checkpoint(folder: Path) -> Loaded:
 
 
 def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Loaded:
-    model, info = _from_pretrained(kind, kind.__name__, folder)
+    model, info = from_pretrained(kind, kind.__name__, folder)
     if info["mismatched_keys"]:
-        raise CheckpointError(f"{folder} is damaged: {_names(info)[0]} has another shape than config.json asks for")
+        raise CheckpointError(f"{folder} is damaged: {mismatched(info)[0]} has another shape than config.json asks for")
     unexpected, extra = set(info["unexpected_keys"]), {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
@@ -76,7 +75,7 @@ def _load_as(kind: type[PreTrainedModel], folder: Path, files: list[Path]) -> Lo
     return Loaded(model, sorted(info["missing_keys"]), dict(sorted(extra.items())), lost)
 
 
-def _from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+def from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
     """A model, and what transformers tells of the load: also of tensors that have another shape."""
     try:
         model, info = kind.from_pretrained(
@@ -96,7 +95,7 @@ def _from_pretrained(kind: Any, what: str, folder: Path, **options: Any) -> tupl
     return model, info
 
 
-def _names(info: dict[str, Any]) -> list[str]:
+def mismatched(info: dict[str, Any]) -> list[str]:
     """The names of the tensors whose shape is not the model's."""
     return sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
 
@@ -141,62 +140,6 @@ def model_class(config: dict[str, Any]) -> type[PreTrainedModel]:
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise ProjclustError(f"transformers {transformers.__version__} has no model class {name[:80]!r}")
     return found
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A checkpoint loaded as a sequence classifier, in float32, and whether it holds a head for just these labels.
-
-    Otherwise the head is newly initialised or, where it has as many labels of other names, only a place to start
-    training from.
-    """
-
-    model: PreTrainedModel
-    head_is_stored: bool
-
-
-def load_classifier(folder: Path, labels: tuple[str, ...]) -> Classifier:
-    """Load a checkpoint to classify one or two texts; labels in the order of their numbers, none for regression."""
-    config = read_json(folder / CONFIG)
-    check_layers(config, len(read_headers(weight_files(folder))), folder)
-    stored = config.get("id2label")
-    generic = tuple(f"LABEL_{index}" for index in range(max(len(labels), 1)))
-    # transformers leaves out the names of two labels without names.
-    names = ("LABEL_0", "LABEL_1") if stored is None else _label_names(stored)
-    try:
-        model, info = _from_pretrained(
-            transformers.AutoModelForSequenceClassification,
-            "a classifier",
-            folder,
-            num_labels=len(generic),
-            id2label=dict(enumerate(labels or generic)),
-            label2id={name: index for index, name in enumerate(labels or generic)},
-            problem_type="single_label_classification" if labels else "regression",
-            dtype=torch.float32,
-        )
-    except CheckpointError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        kind = config.get("model_type")
-        raise ProjclustError(f"transformers has no sequence classifier for models of type {kind}") from None
-    body, mismatched = f"{model.base_model_prefix}.", _names(info)  # a head for other labels is replaced
-    if damaged := [name for name in mismatched if name.startswith(body)]:
-        raise CheckpointError(f"{folder} is damaged: {damaged[0]} has another shape than config.json asks for")
-    # Encoders are often published without the pooler that a classifier reads; it is trained with the head.
-    if lacking := sorted(name for name in info["missing_keys"] if name.startswith(body) and ".pooler." not in name):
-        raise CheckpointError(f"{folder} holds no weights for {lacking[0]}")
-    fresh = info["missing_keys"] or mismatched
-    same = [name.casefold() for name in names] in ([name.casefold() for name in wanted] for wanted in (labels, generic))
-    model.config.return_dict = True
-    return Classifier(model, head_is_stored=not fresh and same)
-
-
-def _label_names(id2label: Any) -> tuple[str, ...]:
-    """The names in config.json in the order of their numbers; none where they are damaged."""
-    try:
-        return tuple(str(id2label[key]) for key in sorted(id2label, key=int))
-    except (TypeError, ValueError, KeyError):
-        return ()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -28,6 +28,10 @@ class EncodedRows(Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"row": row, **{name: values[row] for name, values in self.features.items()}}
 
+    def first(self, count: int) -> "EncodedRows":
+        """The first rows, so many at most."""
+        return EncodedRows({name: rows[:count] for name, rows in self.features.items()}, self.labels[:count])
+
     def lengths(self) -> list[int]:
         """How many tokens each row has."""
         return [len(ids) for ids in self.features["input_ids"]]

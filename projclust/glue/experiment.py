@@ -15,17 +15,19 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from projclust.checkpoints.classifier import load_classifier
 from projclust.checkpoints.folder import check_space, new_folder
-from projclust.checkpoints.load import Loaded, load_classifier, load_tokenizer
+from projclust.checkpoints.load import Loaded, load_tokenizer
 from projclust.checkpoints.save import fingerprint, save_checkpoint
 from projclust.checkpoints.source import read_json
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.errors import CheckpointError, ProjclustError
 from projclust.glue.batches import EncodedRows, encode
 from projclust.glue.data import TaskData
+from projclust.glue.label_order import ROWS_OF_ORDER, check_order
 from projclust.glue.settings import Settings, settings_for
 from projclust.glue.store import identity_hash
-from projclust.glue.training import Diverged, Step, check_batch_size, points, score, train
+from projclust.glue.training import Diverged, Step, check_batch_size, logits, points, score, train
 from projclust.glue.variants import COMPRESSED, Variant
 from projclust.hf.body import round_again
 from projclust.hf.compression import Run, compress_embedding
@@ -167,13 +169,17 @@ def prepare(study: Study, data: TaskData) -> Bench:
     largest, n = max(tokenizer.pad_token_id, *map(max, ids)), study.sizes.table.n
     if largest >= n:
         raise ProjclustError(f"the tokenizer of {name} gives the token {largest}, but its embedding has {n} rows")
-    head_is_stored = load_classifier(study.checkpoint, task.labels).head_is_stored
+    classifier = load_classifier(study.checkpoint, task.labels)
     flag, epochs = "--epochs", settings.epochs
     if study.protocol == PAPER:
         flag, epochs = "--baseline-epochs", settings.baseline_epochs
-    if not head_is_stored and epochs == 0:
+    if not classifier.head_is_stored and epochs == 0:
         raise ProjclustError(f"{name} holds no classifier for {task.name}: {flag} 0 trains none")
-    return Bench(study, data, settings, tokenizer, train_rows, validation, head_is_stored)
+    scored_as_it_is = classifier.head_is_stored and (study.protocol != PAPER or epochs == 0)
+    if scored_as_it_is and not classifier.is_named:
+        some = train_rows.first(ROWS_OF_ORDER)
+        check_order(name, task, logits(classifier.model, tokenizer, some, study.accelerator).argmax(1), some.labels)
+    return Bench(study, data, settings, tokenizer, train_rows, validation, classifier.head_is_stored)
 
 
 def baseline_path(bench: Bench, seed: int) -> Path:

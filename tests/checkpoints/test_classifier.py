@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as hf
 
-from projclust.checkpoints.load import load_classifier
+from projclust.checkpoints.classifier import load_classifier
 from projclust.checkpoints.save import fingerprint
 from projclust.errors import ProjclustError
 
@@ -32,13 +32,51 @@ def test_a_head_for_these_labels_is_kept(tmp_path: Path, names: tuple[str, str] 
 
 
 def test_a_head_for_other_labels_is_not_taken_for_these(tmp_path: Path) -> None:
-    saved(tmp_path, id2label={0: "positive", 1: "negative"})
+    saved(tmp_path, id2label={0: "good", 1: "bad"})
     assert not load_classifier(tmp_path, ("negative", "positive")).head_is_stored
     three = load_classifier(tmp_path, ("entailment", "neutral", "contradiction"))
     assert not three.head_is_stored
     assert three.model.classifier.weight.shape == (3, 16)
     score = load_classifier(tmp_path, ())
     assert (score.model.config.num_labels, score.model.config.problem_type) == (1, "regression")
+
+
+NLI = ("entailment", "neutral", "contradiction")
+TOKENS = {"input_ids": torch.tensor([[3, 4, 8], [6, 7, 8]])}
+
+
+@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "GPT2", "Bart"])
+def test_a_head_with_its_labels_in_another_order_is_put_in_the_tasks(tmp_path: Path, kind: str) -> None:
+    """As roberta-large-mnli and bart-large-mnli have them."""
+    shape = {**SHAPE, "decoder_layers": 1, "encoder_layers": 1, "pad_token_id": 0, "eos_token_id": 8, "n_layers": 1}
+    names = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    config = getattr(hf, f"{kind}Config")(**shape, num_labels=3, id2label=names)
+    model = getattr(hf, f"{kind}ForSequenceClassification")(config).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_classifier(tmp_path, NLI)
+    assert loaded.head_is_stored
+    assert loaded.is_named
+    assert loaded.model.config.id2label == dict(enumerate(NLI))
+    with torch.no_grad():
+        assert torch.equal(loaded.model.eval()(**TOKENS).logits, model(**TOKENS).logits[:, [2, 1, 0]])
+
+
+def test_labels_are_the_same_however_they_are_written(tmp_path: Path) -> None:
+    saved(tmp_path, id2label={0: "Not Entailment", 1: "ENTAILMENT"})
+    assert load_classifier(tmp_path, ("not_entailment", "entailment")).is_named
+
+
+def test_numbers_alone_do_not_name_labels(tmp_path: Path) -> None:
+    saved(tmp_path, num_labels=3)
+    found = load_classifier(tmp_path, NLI)
+    assert (found.head_is_stored, found.is_named) == (True, False)
+
+
+def test_a_head_whose_last_layer_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    config = hf.RobertaConfig(**{**SHAPE, "hidden_size": 2}, id2label={0: "positive", 1: "negative"})
+    hf.RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ProjclustError, match="which layer of RobertaForSequenceClassification puts them out"):
+        load_classifier(tmp_path, ("negative", "positive"))
 
 
 def test_half_precision_and_tuples_become_float32_and_objects(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from commandline import Cli, Outcome, snapshot
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_model
 
-from projclust.checkpoints.load import load_classifier
+from projclust.checkpoints.classifier import load_classifier
 from projclust.cli.derive import flat
 from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.tasks import TASKS, parse_tasks

@@ -11,7 +11,8 @@ import pytest
 from commandline import Cli
 
 from projclust import OptionError, ProjclustError, ServiceError
-from projclust.checkpoints.load import load_checkpoint, load_classifier
+from projclust.checkpoints.classifier import load_classifier
+from projclust.checkpoints.load import load_checkpoint
 from projclust.checkpoints.source import resolve_checkpoint
 from projclust.errors import is_out_of_reach
 from projclust.shapes import parse_size

@@ -18,7 +18,8 @@ from projclust.glue.batches import encode
 from projclust.glue.settings import Settings
 from projclust.glue.data import load_task
 from projclust.glue.training import logits, make_accelerator, score, train
-from projclust.checkpoints.load import load_classifier, load_tokenizer
+from projclust.checkpoints.classifier import load_classifier
+from projclust.checkpoints.load import load_tokenizer
 from projclust.hf.compression import compress_model, unfreeze
 folder, out, parts, coded = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
 torch.set_num_threads(1)

@@ -11,7 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from projclust.checkpoints.load import load_classifier, load_tokenizer
+from projclust.checkpoints.classifier import load_classifier
+from projclust.checkpoints.load import load_tokenizer
 from projclust.errors import ProjclustError
 from projclust.glue import training
 from projclust.glue.batches import EncodedRows, encode
