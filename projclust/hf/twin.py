@@ -170,11 +170,16 @@ def _rounding(rows: Tensor) -> Tensor:
 
 
 def _with_own_table(model: ModelT) -> ModelT:
-    """A copy that shares all parameters, buffers and configs, in modules of its own."""
+    """A copy that shares all parameters, buffers and configs, in modules of its own, tied as its config says.
+
+    That is how it will be loaded, whatever is tied in memory.
+    """
     shared: list[Any] = [part.config for part in model.modules() if isinstance(part, PreTrainedModel)]
     shared += [getattr(model, "hf_quantizer", None)]  # which may hold a tokenizer
     shared += [*model.parameters(), *model.buffers()]
-    return deepcopy(model, {id(own): own for own in shared})
+    twin = deepcopy(model, {id(own): own for own in shared})
+    twin.tie_weights()
+    return twin
 
 
 def _random_table(recipe: Recipe, problem: Problem) -> Fitted:

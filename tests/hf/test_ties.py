@@ -76,6 +76,19 @@ def test_an_output_layer_merged_in_memory_stays_as_it_is(how: str, tmp_path: Pat
         assert torch.equal(copy.deepcopy(own).dequantize().lm_head.weight, other_table())
 
 
+@pytest.mark.parametrize("how", RECIPES)
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_the_twin_check_alone_would_notice_another_output_layer(
+    name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projclust.hf.compression.settle_ties", lambda model: None)
+    monkeypatch.setattr(Recipe, "fit_to", lambda *_: pytest.fail("a table was fitted"))
+    saved_with_a_head(name, tmp_path)
+    model = type(tiny_model(name)).from_pretrained(tmp_path)
+    with pytest.raises(ProjclustError, match="answers otherwise"):
+        compress_model(model, **RECIPES[how])
+
+
 def test_an_equal_output_layer_is_a_tied_one(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
