@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import EncoderDecoderConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
@@ -115,6 +115,25 @@ def keep_biases() -> None:
             stock(self, output_embeddings, *others)
 
     PreTrainedModel._adjust_bias = adjust
+
+
+class _OfTheEncoder:
+    """What a config that has none says of quantization, where only its encoder is compressed."""
+
+    def __get__(self, config: PretrainedConfig | None, owner: type) -> Any:
+        found = getattr(getattr(config, "encoder", None), "quantization_config", None)
+        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+        if method != "projclust":
+            raise AttributeError(f"{owner.__name__} has no quantization_config")
+        return found
+
+
+def heed_compressed_encoders() -> None:
+    """Let an EncoderDecoderModel be loaded whose encoder alone is compressed; a second call changes nothing.
+
+    transformers asks a config and its decoder's whether a checkpoint is quantized, and never its encoder's.
+    """
+    EncoderDecoderConfig.quantization_config = _OfTheEncoder()
 
 
 def restore_ties(part: PreTrainedModel) -> None:

@@ -16,7 +16,14 @@ from projclust.hf.adapters import heed_adapters
 from projclust.hf.body import Scales, packed_state, stored_body
 from projclust.hf.compression import compress_embedding, weights_of
 from projclust.hf.config import FORMAT_VERSIONS, ProjClustConfig
-from projclust.hf.private import forget_unpacking, is_dispatched, keep_biases, state_dict_to_save, unpacking
+from projclust.hf.private import (
+    forget_unpacking,
+    heed_compressed_encoders,
+    is_dispatched,
+    keep_biases,
+    state_dict_to_save,
+    unpacking,
+)
 from projclust.hf.resize import heed_resizes
 from projclust.hf.stored import check_digest, check_loaded_tables, check_stored_tensors, digest, is_dense, stored_dtypes
 from projclust.hf.swap import compressed_parts, restore_dense, swap_embedding
@@ -195,6 +202,7 @@ def register() -> None:
     with suppress(ValueError):
         register_quantizer("projclust")(ProjClustHfQuantizer)
     keep_biases()
+    heed_compressed_encoders()
     heed_adapters()
 
 

@@ -64,6 +64,28 @@ def test_tying_stretches_the_bias_unless_the_layer_is_compressed() -> None:
         assert len(model.get_output_embeddings().bias) == (120 if compressed else 130)
 
 
+def test_transformers_asks_no_encoder_whether_it_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 20}
+    decoder = hf.BertConfig(**shape, is_decoder=True, add_cross_attention=True)
+    own = {"quant_method": "projclust", "version": 1}
+    config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(hf.BertConfig(**shape), decoder)
+    assert not hasattr(config, "quantization_config")
+    config.encoder.quantization_config = own
+    assert config.quantization_config == own
+    config.encoder.quantization_config = {**own, "quant_method": "gptq"}
+    assert not hasattr(config, "quantization_config")
+    # As it is without us.
+    monkeypatch.delattr(hf.EncoderDecoderConfig, "quantization_config")
+    config.encoder.quantization_config = own
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(decoder=True), "quantization_config", None
+    )
+    assert found is None
+    private.heed_compressed_encoders()
+    private.heed_compressed_encoders()  # a second call changes nothing
+    assert config.quantization_config == own
+
+
 def test_tensors_that_were_read_are_marked(tmp_path: Path) -> None:
     model = tiny_model("bert")
     assert not any(private.was_read(parameter) for parameter in tiny_model("bert").parameters())
