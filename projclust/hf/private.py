@@ -121,6 +121,8 @@ class _OfTheEncoder:
     """What a config that has none says of quantization, where only its encoder is compressed."""
 
     def __get__(self, config: PretrainedConfig | None, owner: type) -> Any:
+        if config is None:
+            return self
         found = getattr(getattr(config, "encoder", None), "quantization_config", None)
         method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
         if method != "projclust":
