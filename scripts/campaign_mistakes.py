@@ -164,7 +164,7 @@ def _bad_value(root: Path, generator: random.Random) -> list[str]:
     if get_origin(kind) is tuple and get_args(kind)[0] is not str:
         return [command, *_right(root, command), flag, generator.choice(("a", "-1", "1;2", "1,x", "nan", "0.5.1"))]
     values = {
-        "--output": _outputs(root),
+        "--output": _outputs(root, _right(root, command)[0]),
         "--size": ("0", "-1", "abc", "1XB", "", "nanKB", "1e99GB", "1"),
         "--weights": (
             "zipf",
@@ -189,7 +189,7 @@ def _bad_value(root: Path, generator: random.Random) -> list[str]:
     return [command, *right, flag, generator.choice(values.get(flag, ("", "\u0000")))]
 
 
-def _outputs(root: Path) -> tuple[str, ...]:
+def _outputs(root: Path, source: str) -> tuple[str, ...]:
     wrong = root / "wrong"
     names = (
         wrong / "foreign",
@@ -199,7 +199,7 @@ def _outputs(root: Path) -> tuple[str, ...]:
         wrong / "loop" / "x",
         root / "dense",
     )
-    return (*map(str, names), str(root / "dense" / "inside"), str(root / ("x" * 300)), "/proc/x", "a\u0000b")
+    return (*map(str, names), str(Path(source) / "inside"), str(root / ("x" * 300)), "/proc/x", "a\u0000b")
 
 
 def _bad_flag(root: Path, generator: random.Random) -> list[str]:

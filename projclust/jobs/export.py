@@ -21,7 +21,7 @@ from projclust.onnx_export.body import with_body
 from projclust.onnx_export.check import largest_difference, require_numbers, run_onnx
 from projclust.onnx_export.graph import OPSET, export_graph
 from projclust.onnx_export.needs import GRAPHS, Body
-from projclust.onnx_export.task import run_torch, task_of
+from projclust.onnx_export.task import draw_sentences, run_torch, task_of
 from projclust.results.reports import ExportedFile, ExportReport
 from projclust.tables import CompressedTable
 
@@ -41,12 +41,13 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
     hooks.stage("exporting")
     exported = export_graph(model, task)
     hooks.stage("comparing with PyTorch")
-    plain = with_body(exported, Body.FLOAT32)
+    sample = draw_sentences(model, task)
+    plain = with_body(exported, Body.FLOAT32, sample)
     difference = largest_difference(task, n, run_onnx(plain, task), run_torch(model, task))
     graphs: dict[Body, bytes] = {}
     for body in options.bodies:
         hooks.stage(f"body {body}")
-        graphs[body] = plain if body == Body.FLOAT32 else with_body(exported, body)
+        graphs[body] = plain if body == Body.FLOAT32 else with_body(exported, body, sample)
         require_numbers(task, n, run_onnx(graphs[body], task))
     report = ExportReport(
         model=options.model,

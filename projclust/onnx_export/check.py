@@ -9,14 +9,14 @@ from torch import Tensor
 
 from projclust.checkpoints.source import one_line
 from projclust.errors import ProjclustError
-from projclust.onnx_export.task import Task, draw_inputs
+from projclust.onnx_export.task import Sample, Task, draw_inputs
 
 # The largest difference between outputs, of numbers up to 1; of larger ones in proportion.
 TOLERANCE = 1e-4
 # Batches and lengths that are tried, other ones than the export saw among them; some models have few positions.
 _SHAPES = ((1, 3), (2, 6), (3, 16))
 
-Run = Callable[[dict[str, Tensor]], list[Tensor]]
+Run = Callable[[Sample], list[Tensor]]
 
 
 def run_onnx(graph: bytes, task: Task) -> Run:
@@ -25,18 +25,30 @@ def run_onnx(graph: bytes, task: Task) -> Run:
     Raises:
         ProjclustError: onnxruntime does not take the graph.
     """
+    session = _session(graph)
+
+    def run(inputs: Sample) -> list[Tensor]:
+        return [torch.from_numpy(np.asarray(found)) for found in session.run(list(task.outputs), _numpy(inputs))]
+
+    return run
+
+
+def run_all(graph: bytes, inputs: Sample) -> list[np.ndarray]:
+    """Every output of a graph, in its order; raises as `run_onnx`."""
+    return list(_session(graph).run(None, _numpy(inputs)))
+
+
+def _session(graph: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a class of its own for each kind of failure
         raise ProjclustError(f"onnxruntime does not load what was exported: {one_line(error)}") from error
 
-    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
-        given = {name: values.numpy() for name, values in inputs.items()}
-        return [torch.from_numpy(np.asarray(found)) for found in session.run(list(task.outputs), given)]
 
-    return run
+def _numpy(inputs: Sample) -> dict[str, np.ndarray]:
+    return {name: values.numpy() for name, values in inputs.items()}
 
 
 def largest_difference(task: Task, n: int, ours: Run, theirs: Run) -> float:

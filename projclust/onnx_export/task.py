@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from projclust.errors import ProjclustError
+from projclust.hf.sequences import draw_sequences, sequence_length, token_frequencies
 from projclust.onnx_export.needs import outputs_of
+
+# Sequences, and their length where the model takes so many positions.
+_SENTENCES = (8, 32)
+
+
+Sample = dict[str, Tensor]
+"""What a model is called with, by the names of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def task_of(model: PreTrainedModel) -> Task:
     return Task(found[0], tuple(inputs), found[1])
 
 
-def draw_inputs(task: Task, n: int, shape: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
+def draw_inputs(task: Task, n: int, shape: tuple[int, int], seed: int = 0) -> Sample:
     """Random tokens of a vocabulary of n, (batch, sequence), the last of some sequences being padding."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(n, shape, generator=generator)
@@ -77,11 +85,21 @@ def draw_inputs(task: Task, n: int, shape: tuple[int, int], seed: int = 0) -> di
     return {name: named[name] for name in task.inputs}
 
 
-def run_torch(model: PreTrainedModel, task: Task) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+def draw_sentences(model: PreTrainedModel, task: Task) -> Sample:
+    """Random tokens between the special tokens that the model's config knows, without padding."""
+    n = model.get_input_embeddings().num_embeddings
+    shape = (_SENTENCES[0], sequence_length(model, _SENTENCES[1]))
+    inputs = draw_inputs(task, n, shape)
+    generator = torch.Generator().manual_seed(0)
+    ids = draw_sequences(model, token_frequencies(model, None, n), shape, generator)
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def run_torch(model: PreTrainedModel, task: Task) -> Callable[[Sample], list[Tensor]]:
     """PyTorch's side of the check."""
     graph = Graph(model, task)
 
-    def run(inputs: dict[str, Tensor]) -> list[Tensor]:
+    def run(inputs: Sample) -> list[Tensor]:
         with torch.no_grad():
             return list(graph(*inputs.values()))
 

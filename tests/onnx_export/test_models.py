@@ -89,6 +89,23 @@ def test_quantized_bodies_leave_the_table_alone(done: Done) -> None:
     assert rows["model.onnx"] == rows["model_quantized.onnx"] == rows["model_q4.onnx"] == codes
 
 
+def test_a_layer_whose_inputs_have_giants_among_them_gets_them_as_floats(export: Export) -> None:
+    """As layers of multilingual-e5-small do; one step for all would round the others to nothing."""
+    model = encoder()
+    with torch.no_grad():
+        model.encoder.layer[0].intermediate.dense.bias[3] = 3000.0
+        model.encoder.layer[0].output.dense.weight[:, 3] = 0
+    done = export(model, "dense", "int8")
+    graph = done.graph("model_quantized.onnx").graph
+    held = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    whole = [held[node.input[0]] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in held]
+    assert [(weight.dtype, weight.shape) for weight in whole] == [(np.int8, (32, WIDTH))]
+    assert sum(node.op_type == "MatMulInteger" for node in graph.node) == 5
+    assert (32, WIDTH) not in [value.shape for value in held.values() if value.dtype == np.float32]
+    found, expected = done.outputs(2, 9, name="model_quantized.onnx")
+    assert torch.cosine_similarity(found - found.mean(1, True), expected - expected.mean(1, True), -1).min() > 0.99
+
+
 def test_what_programs_read_beside_the_graphs(done: Done) -> None:
     assert sorted(path.name for path in (done.output / "onnx").iterdir()) == [
         "model.onnx",
