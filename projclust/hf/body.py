@@ -24,6 +24,8 @@ from projclust.tables import CompressedTable
 
 # Smaller weights, such as a classifier of two classes, stay as they are.
 _LEAST = 1024
+# By how much of itself the largest number of a row may grow: by the rounding of its scale, and of codes of 4 bits.
+_ROUNDING = 2**-6
 
 Scales = dict[str, Tensor]
 """By the name of a weight the scales of its rows, (r, groups) bfloat16 on the CPU."""
@@ -113,8 +115,12 @@ def check_body(model: PreTrainedModel, body: Body) -> dict[str, BodyWeight]:
     if not found:
         raise ProjclustError("the model has no weights beside its table that could be rounded: drop `body`")
     for name, own in found.items():
-        if not torch.isfinite(own.weight).all():
+        largest, dtype = float(own.weight.detach().abs().max()), own.weight.dtype
+        if not math.isfinite(largest):
             raise ProjclustError(f"{name} has NaN or infinite entries: it cannot be rounded")
+        if largest > (1 - _ROUNDING) * torch.finfo(dtype).max:
+            kind = str(dtype).removeprefix("torch.")
+            raise ProjclustError(f"{name} has entries of {largest:.0f}, which rounding takes out of {kind}'s range")
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from projclust import CheckpointError, ProjClustConfig, compress_model
 from projclust.checkpoints.load import load_checkpoint
-from projclust.hf.body import body_weights
+from projclust.hf.body import body_weights, round_body
 from projclust.jobs.expand import expand_checkpoint
 from projclust.jobs.inspect import inspect_checkpoint
 from projclust.jobs.options import ExpandOptions
@@ -230,3 +230,14 @@ def test_weights_that_cannot_be_rounded_are_refused_before_anything_is_changed()
     with pytest.raises(ValueError, match="NaN or infinite"):
         compress_model(model, body="int8", **CODED)
     assert isinstance(model.get_input_embeddings(), torch.nn.Embedding)
+
+
+def test_a_weight_at_the_edge_of_its_range_is_refused_before_any_is_rounded() -> None:
+    config = hf.BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2)
+    model: Any = hf.BertModel(config).half()
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[0, 0] = 65504
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ProjclustError, match=r"layer.1.output.dense.weight has entries of 65504, .* float16's range"):
+        round_body(model, Body.INT8)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
