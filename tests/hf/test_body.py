@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import BUILDERS, ENCODER_DECODERS, VOCABULARY, inputs_for, logits, tiny_model
 from torch import Tensor
 
-from projclust import CheckpointError, ProjClustConfig, compress_model
+from projclust import CheckpointError, ProjClustConfig, ProjclustError, compress_model
 from projclust.checkpoints.load import load_checkpoint
 from projclust.hf.body import body_weights, round_body
 from projclust.jobs.expand import expand_checkpoint
