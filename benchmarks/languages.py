@@ -17,22 +17,27 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import torch
+from cluster import add_engine_option, each
 from matplotlib import pyplot
 from probe_stsb import encode
 from scipy.stats import spearmanr
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from projclust.glue.ray_engine import Files, model_files, write_files
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.recipes.recipe import Recipe
 from projclust.report.plots import BLUE, GREY
@@ -110,39 +115,88 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 
 
-def measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sentences: Sentences,
-    recipes: list[Recipe],
-    narrow: bool,
-) -> Iterator[Score]:
-    """Scores of the dense model, of every recipe, and of the table cut down."""
-    weight = model.get_input_embeddings().weight
-    table, dense = weight.detach().clone(), Vectors()
+@dataclass
+class Given:
+    """What every table is measured on: a model, the sentences, and what the dense model made of them.
 
-    def vectors(texts: list[str], by: PreTrainedTokenizerBase = tokenizer) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16) if narrow else nullcontext():
-            return encode(model, by, texts)
+    Attributes:
+        name: tells what is loaded already in a process that measures several tables.
+        folder: of the model, on the machine that started; `files` are its content, where others measure.
+        narrow: the body computes in bfloat16.
+    """
 
-    yield sentences.score("dense", table.numel() * table.element_size(), vectors, dense)
-    sensitivities: dict[str, Tensor] = {}
-    for recipe in recipes:
-        weights = choose_weights(recipe, lambda: tokenizer, len(table))
-        if weights.name not in sensitivities:
-            weight.data.copy_(table)
-            sensitivities[weights.name] = model_sensitivity(model, weights.draws)
-        fitted = recipe.fit(table, weights.values, sensitivity=sensitivities[weights.name])
-        rows = torch.cat([fitted.rows(ids) for ids in torch.arange(len(table)).split(4096)])
-        weight.data.copy_(rows)
-        name = str(recipe).removeprefix("projective:")
-        yield sentences.score(name, fitted.bytes, vectors, dense)
-    cut, kept = cut_tokenizer(tokenizer, len(table))
-    rounded = Recipe(method="int8").fit(table[kept].contiguous())
-    weight.data[: len(kept)] = rounded.rows(torch.arange(len(kept)))
-    name = f"int8, {len(kept):,} pieces of {'+'.join(CUT_LANGUAGES)}"
-    yield sentences.score(name, rounded.bytes, lambda texts: vectors(texts, cut), dense)
-    weight.data.copy_(table)
+    name: str
+    folder: Path
+    files: Files | None
+    sentences: Sentences
+    narrow: bool
+    dense: Vectors
+
+
+class Bench:
+    """A model whose table is replaced by one after the other."""
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        with TemporaryDirectory() as place:
+            folder = given.folder
+            if given.files is not None:
+                folder = Path(place)
+                write_files(given.files, folder)
+            logging.disable_progress_bar()
+            self.model = AutoModel.from_pretrained(folder).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.table = self.weight.detach().clone()
+        self.sensitivities: dict[str, Tensor] = {}
+
+    @property
+    def weight(self) -> Tensor:
+        """The table in the model."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    def score(self, name: str, size: int, by: PreTrainedTokenizerBase | None = None) -> Score:
+        """The scores of the model as it is, with another tokenizer where one is given."""
+
+        def vectors(texts: list[str]) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16) if self.given.narrow else nullcontext():
+                return encode(self.model, by or self.tokenizer, texts)
+
+        return self.given.sentences.score(name, size, vectors, self.given.dense)
+
+    def dense(self) -> Score:
+        """Of the model's own table."""
+        return self.score("dense", self.table.numel() * self.table.element_size())
+
+    def of(self, recipe: Recipe) -> Score:
+        """Of the table that a recipe makes."""
+        weights = choose_weights(recipe, lambda: self.tokenizer, len(self.table))
+        self.weight.data.copy_(self.table)
+        if weights.name not in self.sensitivities:
+            self.sensitivities[weights.name] = model_sensitivity(self.model, weights.draws)
+        fitted = recipe.fit(self.table, weights.values, sensitivity=self.sensitivities[weights.name])
+        rows = torch.cat([fitted.rows(ids) for ids in torch.arange(len(self.table)).split(4096)])
+        self.weight.data.copy_(rows)
+        return self.score(str(recipe).removeprefix("projective:"), fitted.bytes)
+
+    def cut(self) -> Score:
+        """Of the table cut down to what a few languages use, in int8."""
+        cut, kept = cut_tokenizer(self.tokenizer, len(self.table))
+        rounded = Recipe(method="int8").fit(self.table[kept].contiguous())
+        self.weight.data[: len(kept)] = rounded.rows(torch.arange(len(kept)))
+        return self.score(f"int8, {len(kept):,} pieces of {'+'.join(CUT_LANGUAGES)}", rounded.bytes, cut)
+
+
+_BENCHES: dict[str, Bench] = {}
+
+
+def measured(given: Given, recipe: Recipe | None) -> Score:
+    """The scores of the table of a recipe; None stands for the table cut down."""
+    if given.name not in _BENCHES:
+        _BENCHES.clear()
+        _BENCHES[given.name] = Bench(given)
+    bench = _BENCHES[given.name]
+    return bench.cut() if recipe is None else bench.of(recipe)
 
 
 def cut_tokenizer(tokenizer: PreTrainedTokenizerBase, n_rows: int) -> tuple[PreTrainedTokenizerBase, list[int]]:
@@ -209,23 +263,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write the scores by language.")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="Draw what is lost by size.")
     parser.add_argument("--draw", type=Path, default=None, metavar="FILE", help="Only draw what --json wrote earlier.")
+    add_engine_option(parser)
     arguments = parser.parse_args()
     if arguments.draw is not None:
         plot([Score(**own) for own in json.loads(arguments.draw.read_text(encoding="utf-8"))], arguments.plot)
         return
     if not arguments.data.is_dir():
         sys.exit(f"skipped: there is no folder {arguments.data}")
-    logging.disable_progress_bar()
     sizes = [float(bits) for bits in arguments.bits.split(",")]
     recipes = [Recipe(bits=bits) for bits in sizes]
     recipes += [Recipe(bits=sizes[0], weights=weights) for weights in arguments.weights]
     recipes += [Recipe(method="pq", bits=sizes[0]), Recipe(method="int4"), Recipe(method="int2")]
-    model, tokenizer = AutoModel.from_pretrained(arguments.model).eval(), AutoTokenizer.from_pretrained(arguments.model)
+    files = None if arguments.engine is None else model_files(arguments.model)
     sentences = Sentences(arguments.data, arguments.limit)
+    given = Given(uuid4().hex, arguments.model, files, sentences, arguments.bfloat16, Vectors())
+    _BENCHES[given.name] = Bench(given)
+    dense = _BENCHES[given.name].dense()  # first, for the others are compared with its vectors
     print("| table | MB | STS-B (lost) | most | Tatoeba (lost) | most | cosine |")
     print("| --- | ---: | ---: | --- | ---: | --- | ---: |")
     scores: list[Score] = []
-    for score in measure(model, tokenizer, sentences, recipes, arguments.bfloat16):
+    for score in chain([dense], each(arguments.engine, measured, given, [*recipes, None])):
         scores.append(score)
         print_score(score, scores[0])
         if arguments.json is not None:

@@ -113,7 +113,7 @@ def measure_by_ray(study: Study, groups: Iterator[Group], engine: Engine, device
 
     plain = replace(study, accelerator=None, stage=_silent, step=_silent)
     name = f"projclust-{uuid4().hex}"
-    shipped = ray.put(_Shipped(name, plain, _model_files(study.checkpoint), device, engine.cpus))
+    shipped = ray.put(_Shipped(name, plain, model_files(study.checkpoint), device, engine.cpus))
     needs = {"num_cpus": engine.cpus, "num_gpus": engine.gpus, "max_retries": _RETRIES}
     train, cell = ray.remote(**needs)(_dense_model), ray.remote(**needs)(_cell)
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1) // engine.cpus))
@@ -181,7 +181,7 @@ def _bench(shipped: _Shipped, data: TaskData) -> Iterator[Bench]:
     worker = _worker(shipped)
     with tempfile.TemporaryDirectory(prefix="projclust-") as place:
         folder = Path(place)
-        _write(shipped.files, folder / "model")
+        write_files(shipped.files, folder / "model")
         (folder / "out").mkdir()
         study = replace(
             shipped.study, checkpoint=folder / "model", output=folder / "out", accelerator=worker.accelerator
@@ -209,11 +209,11 @@ def _cell(
         if isinstance(dense, str):
             bench.diverged[seed] = dense
         elif dense is not None:
-            _write(dense, baseline_path(bench, seed))
+            write_files(dense, baseline_path(bench, seed))
         return measure(bench, variant, seed, training_score)
 
 
-def _model_files(folder: Path) -> Files:
+def model_files(folder: Path) -> Files:
     """What a model is loaded from; a folder of the Hub may hold much else."""
     paths = [folder / CONFIG, *weight_files(folder), *found_side_files(folder)]
     paths += [folder / WEIGHTS_INDEX] if (folder / WEIGHTS_INDEX).is_file() else []
@@ -224,7 +224,7 @@ def _read(folder: Path) -> Files:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _write(files: Files, folder: Path) -> None:
+def write_files(files: Files, folder: Path) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
