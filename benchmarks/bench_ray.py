@@ -37,7 +37,7 @@ from projclust.cli import main
 sys.argv = ["projclust", "glue-eval", *sys.argv[4:], "-o", str(out), "--engine", f"ray:{cluster.address}"]
 main()
 """
-VARIANTS = "dense,bits=0.5,bits=1,int4"
+VARIANTS = "dense,projective:bits=0.5,projective:bits=1,int4"
 
 
 def run(model: Path, seeds: int, nodes: int, lose: bool, out: Path) -> tuple[float, list[dict[str, Any]]]:
