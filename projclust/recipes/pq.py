@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from projclust.errors import ProjclustError
-from projclust.recipes.problem import Errors, Estimate, Fitted, Problem
+from projclust.recipes.problem import Errors, Estimate, Fitted, Problem, RowErrors
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.rounding import packed_bytes, to_half
 from projclust.recipes.svd import settle_by_count
@@ -70,8 +70,7 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
         sums = torch.zeros(2, 2, dtype=torch.float64)  # (plain, weighted) x (error, norm), over all chosen parts
         for part in chosen or [parts[count // 2]]:
             found = _quantizer(part, problem.relative_weights, recipe.seed)
-            lost = (found.rows() - part.float()).double().square().sum(1)
-            both = torch.stack([lost, part.double().square().sum(1)]).cpu()
+            both = torch.stack(list(vars(RowErrors.of(found.rows, part)).values()))
             sums += torch.stack([both.sum(1), both @ weights])
         errors = Errors(*(error / max(norm, 1e-300) for error, norm in sums.tolist()))
         yield Estimate(recipe.method, stored_bytes(recipe, problem.shape), errors, True, None)
@@ -83,8 +82,8 @@ class _Quantizer(NamedTuple):
     codebook: Tensor
     nearest: Tensor
 
-    def rows(self, ids: Tensor | slice = slice(None)) -> Tensor:
-        """(N, m) rows of the part, by default all."""
+    def rows(self, ids: Tensor) -> Tensor:
+        """(N, m) rows of the part."""
         return self.codebook[self.nearest[ids].long()]
 
 
