@@ -7,7 +7,7 @@ have made their buffers; what it then holds is not counted. The peak is that of 
 the mapped checkpoint, for the table is among them; beside it stands what of it is anonymous, which a system short of
 memory cannot read again from a file. Memory that the allocator keeps counts, as it does for users.
 
-Without MODEL it is a DistilBERT of one layer, all of it but a hundredth the table, of synthetic rows, with uniform
+Without MODEL it is a DistilBERT of one layer, all of it but a fiftieth the table, of synthetic rows, with uniform
 weights, for it has no tokenizer. A MODEL has its default weights.
 """
 
