@@ -16,7 +16,7 @@ from torch import Tensor
 # a fit stays near that of the table. A GPU should be filled, but for what else lives in its memory.
 _BLOCK_BYTES_CPU = 4 * 2**20
 _BLOCK_BYTES_CUDA = 512 * 2**20
-_FEWEST_ROWS = 256
+_FEWEST_ROWS, _MOST_ROWS = 256, 8192
 
 # A bfloat16 product gets the energy of a row in a subspace right to about a thousandth of the row's squared length.
 _COARSEST = 0.02
@@ -196,6 +196,11 @@ def exact_products(device: torch.device) -> Iterator[None]:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
         yield
+
+
+def rows_at_once(table: Tensor) -> int:
+    """How many rows of a table (n, d) to compute with at once in float64, where several temporaries are as large."""
+    return min(_MOST_ROWS, max(_FEWEST_ROWS, block_bytes(table.device) // (8 * max(table.shape[1], 1))))
 
 
 def block_bytes(device: torch.device) -> int:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from projclust.clustering.inputs import as_ordinary, as_table, as_weights
+from projclust.clustering.rows import rows_at_once
 from projclust.coding.stored import stored_means
 from projclust.errors import ProjclustError
 from projclust.shapes import MOST_CLASSES
 
-_BLOCK_ROWS = 8192
 # By default there are so many classes at most, each with so many rows of the table on average.
 _DEFAULT_MOST, _DEFAULT_ROWS = 16, 128
 # The rows of the first class, as a fraction of the table.
@@ -36,10 +36,11 @@ class ClassedRows:
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """(class, row numbers) of blocks of rows, class by class, rising."""
+        size = rows_at_once(self.table)
         for number in range(self.count):
             rows = (self.ids == number).nonzero().squeeze(1)
-            for start in range(0, len(rows), _BLOCK_ROWS):  # none where there are none
-                yield number, rows[start : start + _BLOCK_ROWS]
+            for start in range(0, len(rows), size):  # none where there are none
+                yield number, rows[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def classes_by_weight(table: Any, sample_weight: Any, count: int | None) -> Clas
     weights = weights.clamp(min=float(weights.max()) * _LEAST_WEIGHT)
     if count is not None and not 1 <= count <= MOST_CLASSES:
         raise ProjclustError(f"coded tables have 1 to {MOST_CLASSES} classes, not {count}")
-    lengths = torch.cat([rows.float().norm(dim=1) for rows in table.split(_BLOCK_ROWS)]).double().cpu()
+    lengths, size = torch.empty(n, dtype=torch.float64), rows_at_once(table)
+    for rows, into in zip(table.split(size), lengths.split(size), strict=True):
+        into.copy_(rows.float().norm(dim=1))
     most = default_classes(n) if count is None else count
     far = _far_classes(lengths, max(most // 4, int(count is None or count > 1)))
     first = int(far.max()) + 1

@@ -28,8 +28,6 @@ from projclust.shapes import MOST_CLASSES, CodedShape
 
 Progress = Callable[[int, int], None]
 
-_DECODED_ROWS = 1024
-
 
 class Coder(Choice):
     """The codes that `fit_coded` chooses from."""
@@ -166,7 +164,8 @@ def encode_table(
     windows = windows_of(layouts, side.kinds.shape[1], device)
     groups = decoder_of_each(count, len(solvers))
     energy = torch.zeros(count, 2, dtype=torch.float64, device=device)  # before and after coding
-    codes, done = [], 0
+    shape = side.shape(torch.bincount(rows.ids, minlength=count).tolist(), decoder_bits)
+    codes, start, done = torch.empty(shape.code_bytes, dtype=torch.uint8, device=device), 0, 0
 
     def advance(more: int) -> None:
         nonlocal done
@@ -178,25 +177,20 @@ def encode_table(
         layout = layouts[number]
         left = _without_mean(rows.table[block].double(), read.means, number)
         coordinates = (left @ solvers[groups[number]]).float()
-        codes.append(encode_rows(coordinates, read.deviations[number], layout, advance).flatten())
+        own = encode_rows(coordinates, read.deviations[number], layout, advance).flatten()
+        codes[start : start + len(own)] = own
+        start += len(own)
         if widen:
             starts = torch.arange(len(block), device=device) * layout.row_bytes
-            same = torch.full_like(starts, number)
-            own, coded, norms = rows.weights[block], read.kinds[number] != NONE, []
-            # Some rows at a time, for what decoding makes on its way takes many times as much as they.
-            for few in range(0, len(block), _DECODED_ROWS):
-                part = slice(few, few + _DECODED_ROWS)
-                decoded = unit_coordinates(codes[-1], windows, starts[part], same[part]) * read.deviations[number]
-                before = coordinates[part][:, coded].double().square().sum(1)
-                norms.append(torch.stack([before, decoded.double().square().sum(1)]))
-            energy[number] += torch.stack([own @ norm for norm in torch.cat(norms, 1)])
+            decoded = unit_coordinates(own, windows, starts, torch.full_like(starts, number)) * read.deviations[number]
+            for place, values in enumerate((coordinates[:, read.kinds[number] != NONE], decoded)):
+                energy[number, place] += rows.weights[block] @ values.double().square().sum(1)
     if widen:
         wider = read.deviations * widening(energy[:, 0], energy[:, 1]).float().unsqueeze(1)
         stored, _ = store_side_tables(replace(read, deviations=wider), decoder_bits)
     if rows.exponent:
         stored = scaled(stored, rows.exponent)
-    stored |= {"weight": torch.cat(codes), **store_classes(rows.ids, count)}
-    shape = side.shape(torch.bincount(rows.ids, minlength=count).tolist(), decoder_bits)
+    stored |= {"weight": codes, **store_classes(rows.ids, count)}
     ranks = (side.kinds != NONE).sum(1).tolist()
     return CodedMatrix(shape, stored, rows.ids, ranks, [layout.row_bytes for layout in layouts])
 

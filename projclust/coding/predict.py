@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from projclust.clustering.rows import rows_at_once
 from projclust.coding.classes import ClassedRows, ClassStatistics, classes_by_weight, default_classes
 from projclust.coding.codebooks import NONE, TRELLIS, distortions
 from projclust.coding.design import DECODER_BITS, Design, Designer, bytes_beside_codes
@@ -39,7 +40,7 @@ def predict_coded(
     rows = classes_by_weight(table, sample_weight, None)
     designer = Designer(rows, sensitivity, TRELLIS)
     statistics = designer.statistics
-    norms = torch.cat([block.double().square().sum(1) for block in rows.table.split(4096)]).cpu()
+    norms = _norms(rows.table)
     unweighted = _unweighted(rows, statistics)
     found = []
     for budget in budgets:
@@ -50,7 +51,8 @@ def predict_coded(
             relative_error=_ratio((errors * unweighted).sum(), norms.sum()),
             weighted_relative_error=_ratio(errors.sum(), rows.weights.cpu() @ norms),
             rows=rows,
-            design=replace(design, inverses=design.inverses[:0]),  # as large as the solvers, and of no more use
+            # As large as the solvers, and of no more use.
+            design=replace(design, inverses=design.inverses.new_empty(0)),
         )
         found.append(prediction)
     return found
@@ -62,8 +64,9 @@ def code_rows(prediction: Prediction, ids: Tensor) -> CodedMatrix:
     By how much codes shrink a class is measured on the given rows only, so deviations may differ by a per cent or two.
     """
     rows, design = prediction.rows, prediction.design
-    chosen = replace(rows, table=rows.table[ids], ids=rows.ids[ids], weights=rows.weights[ids])
-    return encode_table(chosen, design.side, design.solvers, DECODER_BITS)
+    if not torch.equal(ids, torch.arange(len(rows.table), device=ids.device)):  # of all rows no copy is made
+        rows = replace(rows, table=rows.table[ids], ids=rows.ids[ids], weights=rows.weights[ids])
+    return encode_table(rows, design.side, design.solvers, DECODER_BITS)
 
 
 def least_bytes(n: int, d: int) -> int:
@@ -79,6 +82,14 @@ def check_budget(budget: int, n: int, d: int) -> None:
         raise ProjclustError(f"{budget:,} bytes are too few: at least {least:,} ({bits:.3f} bits a weight) are needed")
     if budget >= 4 * n * d:
         raise ProjclustError(f"{budget:,} bytes are too many: coded tables take less than 32 bits a weight")
+
+
+def _norms(table: Tensor) -> Tensor:
+    """(n,) float64 on the CPU: the squared length of each row."""
+    norms, size = torch.empty(len(table), dtype=torch.float64), rows_at_once(table)
+    for block, into in zip(table.split(size), norms.split(size), strict=True):
+        into.copy_(block.double().square().sum(1))
+    return norms
 
 
 def _unweighted(rows: ClassedRows, statistics: ClassStatistics) -> Tensor:

@@ -75,16 +75,19 @@ class Probe:
         cosine = float(torch.cosine_similarity(self.sentences, other).mean())
         if not self.is_tied:
             return Outputs(cosine, None)
-        pairs = zip(self.distributions, others, strict=True)
-        kl = torch.stack([(a.exp() * (a - b)).sum(-1).mean() for a, b in pairs]).mean().clamp(0)
+        kl = torch.stack(list(map(_divergence, self.distributions, others))).mean().clamp(0)
         return Outputs(cosine, float(kl))
 
     @torch.no_grad()
     def rows(self, table: Estimate) -> Tensor:
         """The rows that are read of a table that can be rebuilt."""
         assert table.rebuild is not None
-        blocks = [self.read] if table.rebuilds_at_once else self.read.split(_BLOCK_ROWS)
-        return torch.cat([table.rebuild(block) for block in blocks])
+        if table.rebuilds_at_once:
+            return table.rebuild(self.read)
+        rows = self.embedding.weight.new_empty(len(self.read), self.embedding.embedding_dim)
+        for block, into in zip(self.read.split(_BLOCK_ROWS), rows.split(_BLOCK_ROWS), strict=True):
+            into.copy_(table.rebuild(block))
+        return rows
 
 
 def probe(
@@ -132,13 +135,28 @@ def _outputs(model: PreTrainedModel, ids: Tensor, with_logits: bool) -> tuple[Te
     return torch.cat(means), distributions
 
 
+def _divergence(ours: Tensor, other: Tensor) -> Tensor:
+    """The mean divergence of distributions (sequences, length, n), given as logarithms, sequence by sequence."""
+    return torch.stack([(a.exp() * (a - b)).sum(-1) for a, b in zip(ours, other, strict=True)]).mean()
+
+
 @contextmanager
 def rows_replaced(embedding: nn.Embedding, ids: Tensor, rows: Tensor) -> Iterator[None]:
-    """Other rows in the embedding, and in whatever is tied to it, inside."""
+    """Other rows in the embedding, of these distinct numbers, and in whatever is tied to it, inside.
+
+    The two change places: meanwhile `rows`, where they have the embedding's dtype, hold what was there.
+    """
     weight = embedding.weight.data
-    kept = weight[ids].clone()
-    weight[ids] = rows.to(weight)
+    rows = rows.to(weight)
+
+    def exchange() -> None:
+        for block, others in zip(ids.split(_BLOCK_ROWS), rows.split(_BLOCK_ROWS), strict=True):
+            kept = weight[block]
+            weight[block] = others
+            others.copy_(kept)
+
+    exchange()
     try:
         yield
     finally:
-        weight[ids] = kept
+        exchange()

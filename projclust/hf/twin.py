@@ -128,11 +128,11 @@ class _Question(NamedTuple):
             with rows_replaced(input_embedding(model)[1], self.rows, rows):
                 return self.answer(model)
         outputs = first_output(model, self.inputs)
-        outputs = outputs.reshape(-1, outputs.shape[-1]).double()
+        outputs = outputs.reshape(-1, outputs.shape[-1])
         if outputs.shape[1] == self.n > len(self.rows):
-            outputs = outputs[:, self.rows]
-            outputs = outputs - outputs.mean(1, keepdim=True)
-        return outputs
+            outputs = outputs[:, self.rows].double()
+            return outputs - outputs.mean(1, keepdim=True)
+        return outputs.double()
 
 
 def first_output(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:

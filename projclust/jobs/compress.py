@@ -27,7 +27,7 @@ from projclust.hf.generation import own_text_of
 from projclust.hf.probe import Probe
 from projclust.hf.swap import dense_parts
 from projclust.hf.whole import best_recipe, recipes_of_size
-from projclust.jobs.by_script import errors_by_script
+from projclust.jobs.by_script import Scripts, errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
 from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks
@@ -77,6 +77,8 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
     own_text = own_text_of(model, options.recipe.seed)
     weights = choose_weights(options.recipe, tokenizer, len(table), hooks.stage, hooks.warn, own_text)
+    scripts = None if options.dry_run else Scripts.of(tokenizer, len(table))
+    del tokenizer
     recipe = best_recipe(model, recipes, weights, hooks.stage)
     report = _foreseen(options, recipe, dense, weights, team.device)
     if options.dry_run:
@@ -99,7 +101,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
     by_script = errors_by_script(
-        tokenizer, weights.values, len(table), lambda rows: compression.row_errors.relative(weights.values, rows)
+        scripts, weights.values, lambda rows: compression.row_errors.relative(weights.values, rows)
     )
     svd_of_size = _same_size_svd(compression, svd_errors, table, weights.values)
     report = replace(report, same_size_svd=svd_of_size, errors_by_script=by_script)

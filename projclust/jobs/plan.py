@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from projclust.checkpoints.folder import new_folder, write_options
 from projclust.checkpoints.load import load_tokenizer
@@ -22,7 +21,7 @@ from projclust.hf.generation import own_text_of
 from projclust.hf.probe import Outputs, probe
 from projclust.hf.sensitivity import model_sensitivity
 from projclust.hf.swap import input_embedding
-from projclust.jobs.by_script import errors_by_script
+from projclust.jobs.by_script import Scripts, errors_by_script
 from projclust.jobs.common import SILENT, Hooks, choose_device, load_dense, versions
 from projclust.jobs.download import checkpoint_download
 from projclust.jobs.options import DEFAULT_BITS, PlanOptions
@@ -59,6 +58,8 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     shared = replace(options.recipe, codes=Codes.AUTO)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
     weights = choose_weights(shared, tokenizer, shape.n, hooks.stage, hooks.warn, own_text_of(model, options.seed))
+    scripts = Scripts.of(tokenizer, shape.n)
+    del tokenizer
     # Sensitivity helps the outputs, which only a probe shows, and increases the table's own error.
     by_model = options.sensitivity or (Sensitivity.MODEL if options.probe else Sensitivity.NONE)
     sensitivity = None
@@ -90,7 +91,7 @@ def plan_checkpoint(options: PlanOptions, hooks: Hooks = SILENT) -> PlanReport:
     pick = _pick(rows, options, weights, sizes, shape)
     if pick is not None:
         estimate = next(one for one in found if one.name == "auto" and one.bytes == pick.bytes)
-        pick = replace(pick, errors_by_script=_by_script(tokenizer, problem, estimate))
+        pick = replace(pick, errors_by_script=_by_script(scripts, problem, estimate))
     bytes_dense = sum(t.bytes for t in embedding_tensors(stored_tensors(dense.folder), dense.name, dense.tied).values())
     report = PlanReport(
         model=options.model,
@@ -133,9 +134,7 @@ def _without_times(report: PlanReport) -> dict[str, Any]:
     return {**found, "rows": rows}
 
 
-def _by_script(
-    tokenizer: Callable[[], PreTrainedTokenizerBase], problem: Problem, estimate: Estimate
-) -> dict[str, ScriptErrors] | None:
+def _by_script(scripts: Scripts | None, problem: Problem, estimate: Estimate) -> dict[str, ScriptErrors] | None:
     """Return what is lost by script, measured on a sample of each."""
     rebuild, weights = estimate.rebuild, problem.weights
     if rebuild is None:
@@ -149,7 +148,7 @@ def _by_script(
             return RowErrors.of(rebuild, problem.table, rows).relative()
         return RowErrors.of(rebuild, problem.table, rows).relative(None if weights is None else weights[rows])
 
-    return errors_by_script(tokenizer, weights, problem.shape.n, error_of)
+    return errors_by_script(scripts, weights, error_of)
 
 
 def _row(estimate: Estimate, shape: DenseShape, outputs: Outputs | None) -> PlanRow:

@@ -1,12 +1,13 @@
 """Product quantization (Jégou et al., PAMI 2011): each part of a row becomes the nearest of some centroids."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from projclust.errors import ProjclustError
-from projclust.recipes.problem import Errors, Estimate, Fitted, Problem
+from projclust.recipes.problem import Errors, Estimate, Fitted, Problem, RowErrors
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.rounding import packed_bytes, to_half
 from projclust.recipes.svd import settle_by_count
@@ -49,37 +50,50 @@ def fit(recipe: Recipe, problem: Problem) -> Fitted:
     Raises:
         ProjclustError: faiss is not installed.
     """
-    rows, parts = problem.table.float(), _parts(recipe, problem.shape) or 1
-    rebuilt = torch.empty_like(rows)
-    for part, into in zip(rows.tensor_split(parts, 1), rebuilt.tensor_split(parts, 1), strict=True):
-        into.copy_(_quantized(part, problem.relative_weights, recipe.seed))
-    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), rows.numel(), rebuilt=rebuilt)
+    table, count = problem.table, _parts(recipe, problem.shape) or 1
+    parts = [_quantizer(part, problem.relative_weights, recipe.seed) for part in table.tensor_split(count, 1)]
+
+    def rebuild(ids: Tensor) -> Tensor:
+        return torch.cat([part.rows(ids.to(table.device)) for part in parts], 1)
+
+    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), table.numel(), rebuild=rebuild)
 
 
 def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
     """What settled recipes would leave, measured on some of their parts with all rows and steps."""
-    n, rows = problem.shape.n, problem.table.float()
+    n = problem.shape.n
     weights = torch.ones(n, dtype=torch.float64) if problem.weights is None else problem.weights
     for recipe in recipes:
         count = _parts(recipe, problem.shape) or 1
-        parts = rows.tensor_split(count, 1)
+        parts = problem.table.tensor_split(count, 1)
         chosen = [parts[int((i + 0.5) * _PARTS_AN_ESTIMATE)] for i in range(count // _PARTS_AN_ESTIMATE)]
         sums = torch.zeros(2, 2, dtype=torch.float64)  # (plain, weighted) x (error, norm), over all chosen parts
         for part in chosen or [parts[count // 2]]:
-            lost = (_quantized(part, problem.relative_weights, recipe.seed) - part).double().square().sum(1)
-            both = torch.stack([lost, part.double().square().sum(1)]).cpu()
+            found = _quantizer(part, problem.relative_weights, recipe.seed)
+            both = torch.stack(list(vars(RowErrors.of(found.rows, part)).values()))
             sums += torch.stack([both.sum(1), both @ weights])
         errors = Errors(*(error / max(norm, 1e-300) for error, norm in sums.tolist()))
         yield Estimate(recipe.method, stored_bytes(recipe, problem.shape), errors, True, None)
 
 
-def _quantized(part: Tensor, weights: Tensor | None, seed: int) -> Tensor:
-    """(n, m) rows of a part as their nearest centroids. faiss's own product quantizer knows no row weights."""
+class _Quantizer(NamedTuple):
+    """The centroids of a part, (c, m), and the number of the nearest one to each row, (n,) uint8."""
+
+    codebook: Tensor
+    nearest: Tensor
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """(N, m) rows of the part."""
+        return self.codebook[self.nearest[ids].long()]
+
+
+def _quantizer(part: Tensor, weights: Tensor | None, seed: int) -> _Quantizer:
+    """The quantizer of a part (n, m) of any float dtype. faiss's own product quantizer knows no row weights."""
     try:
         import faiss
     except ImportError:
         raise ProjclustError("product quantization needs faiss: pip install 'projclust[baselines]'") from None
-    vectors = part.cpu().contiguous().numpy()
+    vectors = part.float().cpu().contiguous().numpy()
     kmeans = faiss.Kmeans(
         vectors.shape[1],
         2 ** _centroid_bits(len(vectors)),
@@ -94,4 +108,4 @@ def _quantized(part: Tensor, weights: Tensor | None, seed: int) -> Tensor:
     index = faiss.IndexFlatL2(vectors.shape[1])
     index.add(codebook.numpy())
     nearest = torch.from_numpy(index.search(vectors, 1)[1].squeeze(1))
-    return codebook[nearest].to(part.device)
+    return _Quantizer(codebook.to(part.device), nearest.to(part.device, torch.uint8))

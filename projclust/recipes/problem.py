@@ -11,6 +11,7 @@ from torch import Tensor
 
 from projclust.clustering.fit import Clustering
 from projclust.clustering.inputs import as_table, as_weights
+from projclust.clustering.rows import rows_at_once
 from projclust.coding.fit import CodedMatrix
 from projclust.errors import ProjclustError
 from projclust.recipes.recipe import Recipe
@@ -19,8 +20,6 @@ from projclust.tables import CodedEmbedding
 
 # Makes rows of the stored table, (N, d), from their numbers, (N,).
 Rebuild = Callable[[Tensor], Tensor]
-
-_BLOCK_ROWS = 4096
 
 
 class Errors(NamedTuple):
@@ -46,12 +45,15 @@ class RowErrors:
     @torch.no_grad()
     def of(cls, rebuild: Rebuild, table: Tensor, rows: Tensor | None = None) -> "RowErrors":
         """Those of all rows of a table (n, d), or of some, (N,) their numbers."""
-        found = []
-        for ids in (torch.arange(len(table), device=table.device) if rows is None else rows).split(_BLOCK_ROWS):
-            exact = table[ids].double()
-            lost = (rebuild(ids).to(exact) - exact).square().sum(1)
-            found.append(torch.stack([lost, exact.square().sum(1)]).cpu())
-        return cls(*(torch.cat(found, 1) if found else torch.zeros(2, 0, dtype=torch.float64)))
+        rows = torch.arange(len(table), device=table.device) if rows is None else rows
+        # Filled: small tensors that outlive large ones would keep an allocator from using their place again.
+        found, start = torch.zeros(2, len(rows), dtype=torch.float64), 0
+        for ids in rows.split(rows_at_once(table)):
+            exact, own = table[ids].double(), slice(start, start + len(ids))
+            found[0, own] = (rebuild(ids).to(exact) - exact).square_().sum(1).cpu()
+            found[1, own] = exact.square().sum(1).cpu()
+            start += len(ids)
+        return cls(*found)
 
     def relative(self, weights: Tensor | None = None, places: Tensor | slice = slice(None)) -> float:
         """The sum of the squared errors over that of the squared norms, with weights (N,), at some places or at all.
@@ -163,7 +165,7 @@ class Fitted:
         clustering: the fit of subspaces, where there is one.
         factors: what float codes store.
         coded: what other codes store.
-        rebuilt: (n, d) float32, all rows of a baseline, which stores nothing.
+        rebuild: makes the rows of a baseline, which stores nothing.
     """
 
     recipe: Recipe
@@ -174,14 +176,14 @@ class Fitted:
     clustering: Clustering | None = None
     factors: Factors | None = None
     coded: CodedMatrix | None = None
-    rebuilt: Tensor | None = None
+    rebuild: Rebuild | None = None
 
     def rows(self, ids: Tensor) -> Tensor:
         """(N, d) rows of the stored table."""
         if self.factors is not None:
             return self.factors.rows(ids)
-        if self.rebuilt is not None:
-            return self.rebuilt[ids.to(self.rebuilt.device)]
+        if self.rebuild is not None:
+            return self.rebuild(ids)
         return self._decoder.decode(ids.to(self._decoder.codes.device))
 
     @cached_property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from projclust.coding.integers import CLIPPING, GROUP, NO_CLIPPING, round_to_levels, row_blocks
 from projclust.errors import OptionError
-from projclust.recipes.problem import Estimate, Fitted, Problem, relative_errors
+from projclust.recipes.problem import Estimate, Fitted, Problem, Rebuild, relative_errors
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import DenseShape
 
@@ -57,8 +57,8 @@ def _bits_and_group(recipe: Recipe, d: int) -> tuple[int, int]:
 
 def fit(recipe: Recipe, problem: Problem) -> Fitted:
     """Round every row; see `Recipe.fit`."""
-    table = problem.table
-    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), table.numel(), rebuilt=_rounded(recipe, table))
+    size, rebuild = stored_bytes(recipe, problem.shape), _rebuild(recipe, problem.table)
+    return Fitted(recipe, problem, size, problem.table.numel(), rebuild=rebuild)
 
 
 def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
@@ -68,12 +68,14 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
         generator = torch.Generator().manual_seed(recipes[0].seed)
         sample = torch.randperm(n, generator=generator)[:_SAMPLE_ROWS]
     for recipe in recipes:
-
-        def rebuild(ids: Tensor, recipe: Recipe = recipe) -> Tensor:
-            return _rounded(recipe, table[ids.to(table.device)])
-
+        rebuild = _rebuild(recipe, table)
         errors = relative_errors(rebuild, table, problem.weights, sample)
         yield Estimate(recipe.method, stored_bytes(recipe, problem.shape), errors, sample is not None, rebuild)
+
+
+def _rebuild(recipe: Recipe, table: Tensor) -> Rebuild:
+    """What rounds rows when they are asked for."""
+    return lambda ids: _rounded(recipe, table[ids.to(table.device)])
 
 
 def _rounded(recipe: Recipe, table: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from projclust.clustering.fit import Clustering, ClusteringOptions, fit_clustering
+from projclust.clustering.rows import rows_at_once
 from projclust.coding.fit import CodedMatrix, code_clusters
 from projclust.errors import OptionError, ProjclustError
 from projclust.options import FLOAT_BYTES, Method, Ranks
-from projclust.recipes.problem import Estimate, Factors, Fitted, Problem, relative_errors
+from projclust.recipes.problem import Estimate, Factors, Fitted, Problem, Rebuild, relative_errors
 from projclust.recipes.recipe import DEFAULT_K, Recipe, short_number
 from projclust.shapes import DenseShape, FactoredShape
 
@@ -125,7 +126,8 @@ def coded_table(recipe: Recipe, problem: Problem, coded: CodedMatrix, clustering
 
 def _rounded(factor: Tensor, codes: str, problem: Problem) -> Tensor:
     stored = factor.to(getattr(torch, codes))
-    if not torch.isfinite(stored).all():
+    # By extremes: isfinite alone would make temporaries as large as the factor.
+    if stored.numel() and not torch.isfinite(torch.stack(torch.aminmax(stored))).all():
         narrower = codes != problem.shape.dtype
         way_out = "use codes bfloat16" if narrower else "convert the model to float32 or bfloat16 first"
         raise ProjclustError(f"the factors exceed the range of {codes}: {way_out}")
@@ -138,21 +140,29 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
     fitted = fit(cheap, problem)
     assert fitted.factors is not None
     for recipe in recipes:
-        factors = fitted.factors
-        if recipe.codes is not None and recipe.codes.bits:
-            factors = replace(factors, coefficients=_as_integers(factors, recipe.codes.bits))
-        errors = relative_errors(factors.rows, problem.table, problem.weights)
+        bits = None if recipe.codes is None else recipe.codes.bits
+        rebuild = _rounded_rows(fitted.factors, bits) if bits else fitted.factors.rows
+        errors = relative_errors(rebuild, problem.table, problem.weights)
         codes = stored_codes(recipe, problem.shape)
         size = stored_bytes(recipe, problem.shape)
-        yield Estimate(f"{recipe.method}-{codes}", size, errors, True, factors.rows)
+        yield Estimate(f"{recipe.method}-{codes}", size, errors, True, rebuild)
 
 
-def _as_integers(factors: Factors, bits: int) -> Tensor:
-    """(n, j) coefficients on a grid for each column of each cluster that its largest one spans."""
-    rounded = factors.coefficients.float().clone()
-    for cluster in range(len(factors.bases)):
-        own = factors.labels == cluster
-        if own.any():
-            steps = rounded[own].abs().amax(0).clamp(min=torch.finfo(torch.float32).tiny) / (2 ** (bits - 1) - 1)
-            rounded[own] = (rounded[own] / steps).round() * steps
-    return rounded
+def _rounded_rows(factors: Factors, bits: int) -> Rebuild:
+    """Rows whose coefficients lie on a grid for each column of each cluster, which its largest one spans."""
+    steps = torch.zeros(factors.bases.shape[:2], device=factors.labels.device)  # (k, j)
+    size = rows_at_once(factors.coefficients)
+    for labels, block in zip(factors.labels.split(size), factors.coefficients.split(size), strict=True):
+        for cluster in labels.unique().tolist():
+            own = block[labels == cluster].float().abs().amax(0)
+            steps[cluster] = torch.maximum(steps[cluster], own)
+    steps = steps.clamp_(min=torch.finfo(torch.float32).tiny) / (2 ** (bits - 1) - 1)
+
+    def rebuild(ids: Tensor) -> Tensor:
+        ids = ids.to(factors.labels.device)
+        labels = factors.labels[ids]
+        rounded = (factors.coefficients[ids].float() / steps[labels]).round_().mul_(steps[labels])
+        few = replace(factors, labels=labels, coefficients=rounded)
+        return few.rows(torch.arange(len(ids), device=labels.device))
+
+    return rebuild

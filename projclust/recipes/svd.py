@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
+from projclust.clustering.rows import rows_at_once
 from projclust.coding.integers import NO_CLIPPING
 from projclust.errors import OptionError
 from projclust.options import Method
@@ -17,6 +18,8 @@ from projclust.shapes import DenseShape, largest
 
 # The columns of coefficients are long, and their largest number is further out than that of a group of 32.
 _COLUMN_CLIPPING = tuple(step / 20 for step in range(20, 1, -1))
+# They are rounded so many at once: what a line of a cache holds.
+_STRIP = 16
 
 
 def settle(recipe: Recipe, table: DenseShape) -> Recipe:
@@ -72,8 +75,7 @@ def _code_bits(recipe: Recipe) -> int:
 def fit(recipe: Recipe, problem: Problem) -> Fitted:
     """Decompose and round; see `Recipe.fit`."""
     rank = _rank(recipe, problem.shape) or 1
-    rebuilt = _rebuilt(recipe, problem, _basis(problem, rank))
-    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), problem.table.numel(), rebuilt=rebuilt)
+    return _fitted(recipe, problem, _basis(problem, rank))
 
 
 def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
@@ -81,27 +83,32 @@ def estimate(recipes: Sequence[Recipe], problem: Problem) -> Iterator[Estimate]:
     ranks = [_rank(recipe, problem.shape) or 1 for recipe in recipes]
     basis = _basis(problem, max(ranks))
     for recipe, rank in dict(zip(recipes, ranks, strict=True)).items():
-        rebuilt = _rebuilt(recipe, problem, basis[:rank])
-        fitted = Fitted(recipe, problem, stored_bytes(recipe, problem.shape), problem.table.numel(), rebuilt=rebuilt)
+        fitted = _fitted(recipe, problem, basis[:rank])
         yield Estimate(recipe.method, fitted.bytes, fitted.errors, False, fitted.rows)
-        del rebuilt, fitted  # a table, before the next one is made
+        del fitted  # with its coefficients, before the next one is made
 
 
 def _basis(problem: Problem, rank: int) -> Tensor:
     """(rank, d) the leading right singular vectors."""
-    options = ClusteringOptions(1, rank, method=Method.SVD)
-    return fit_clustering(problem.table.float(), options, problem.relative_weights).bases[0]
+    options, table = ClusteringOptions(1, rank, method=Method.SVD), problem.table
+    # Halves are widened block by block.
+    table = table.float() if table.dtype == torch.float64 else table
+    return fit_clustering(table, options, problem.relative_weights).bases[0]
 
 
-def _rebuilt(recipe: Recipe, problem: Problem, basis: Tensor) -> Tensor:
-    """(n, d) rows rebuilt from rounded coefficients in a rounded basis, which is not quite orthonormal."""
-    bits, rows = _code_bits(recipe), problem.table.float()
+def _fitted(recipe: Recipe, problem: Problem, basis: Tensor) -> Fitted:
+    """Rounded coefficients in a rounded basis, which is not quite orthonormal; rows are made when asked for."""
+    bits, table = _code_bits(recipe), problem.table
     basis = to_half(basis) if bits == 16 else round_groups(basis, 8, NO_CLIPPING)
-    coefficients = rows @ torch.linalg.pinv(basis.double()).to(rows.dtype)  # (n, j)
-    if bits == 16:
-        return to_half(coefficients) @ basis
-    columns = coefficients.T.contiguous()
-    del coefficients
-    rounded = round_groups(columns, bits, _COLUMN_CLIPPING, problem.relative_weights)
-    del columns
-    return rounded.T @ basis
+    inverse = torch.linalg.pinv(basis.double()).float()
+    coefficients, size = torch.empty(len(table), len(basis), device=table.device), rows_at_once(table)
+    for rows, into in zip(table.split(size), coefficients.split(size), strict=True):
+        own = rows.float() @ inverse
+        into.copy_(to_half(own) if bits == 16 else own)
+    for columns in coefficients.split(_STRIP, 1) if bits < 16 else ():
+        columns.copy_(round_groups(columns.T.contiguous(), bits, _COLUMN_CLIPPING, problem.relative_weights).T)
+
+    def rebuild(ids: Tensor) -> Tensor:
+        return coefficients[ids.to(coefficients.device)] @ basis
+
+    return Fitted(recipe, problem, stored_bytes(recipe, problem.shape), table.numel(), rebuild=rebuild)

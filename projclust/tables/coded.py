@@ -229,7 +229,10 @@ class CodedTable(CompressedTable[CodedShape]):
     def compressed_rows(self) -> Tensor:
         """(n, d) the rows that have codes."""
         ids = torch.arange(self.shape.n, device=self.codes.device)
-        return torch.cat([self.decode(block) for block in ids.split(BLOCK_ROWS)])
+        rows = torch.empty(self.shape.n, self.shape.d, dtype=self.dtype, device=ids.device)
+        for block, into in zip(ids.split(BLOCK_ROWS), rows.split(BLOCK_ROWS), strict=True):
+            into.copy_(self.decode(block))
+        return rows
 
     @torch.no_grad()
     def cut(self, n: int) -> None:
