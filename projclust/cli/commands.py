@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from projclust.checkpoints.source import local_folder, static_part
+from projclust.cli.browser import open_page
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
@@ -117,11 +118,15 @@ def report(options: ReportOptions, format: Format) -> None:
     """Merge measurements of one or more runs into tables, plots and a page, and put them into a model card.
 
     Example: projclust report roberta-base-glue other-run-glue -o both
+
+    Example: projclust report roberta-base-glue --open
     """
     from projclust.jobs.report import report_results
 
     result = report_results(options)
-    _print(result, format, _report_lines, _open_page(result.output))
+    opened = options.open and is_main_process() and open_page(_page(result.output))
+    shown = "read the report in the browser, where it is open"
+    _print(result, format, _report_lines, shown if opened else _open_page(result.output))
 
 
 @command
@@ -221,10 +226,14 @@ def _report_lines(result: "Reported") -> Iterator[str]:
     yield from aligned([("written", result.output), *card])
 
 
-def _open_page(folder: str) -> str:
+def _page(folder: str) -> Path:
     from projclust.report.write import HTML_FILE  # slow to import
 
-    return f"open {quoted(str(Path(folder) / HTML_FILE))} in a browser"
+    return Path(folder) / HTML_FILE
+
+
+def _open_page(folder: str) -> str:
+    return f"open {quoted(str(_page(folder)))} in a browser"
 
 
 COMMANDS = (compress, plan, glue_eval, report, inspect, expand, export, push)

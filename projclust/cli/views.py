@@ -224,6 +224,7 @@ def cell_line(row: Row) -> str:
     what = f"{row.task}{limit}, seed {row.seed}, {row.label}"
     if row.status != "done":
         return f"{what}: {row.status}: {row.reason}"
-    scores = {"before further training": row.score_before, "after training": row.score_after}
+    before = "without further training" if row.settings.get("epochs") == 0 else "before further training"
+    scores = {before: row.score_before, "after training": row.score_after}
     shown = ", ".join(f"{score:.2f} {stage}" for stage, score in scores.items() if score is not None)
     return f"{what}: {shown} ({row.validation_rows:,} rows)"

@@ -267,3 +267,4 @@ class ReportOptions(Options):
     folders: tuple[str, ...] = argument("The folders that `projclust glue-eval` wrote.", "DIR")
     output: str | None = option(None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT")
     card: str | None = option(None, "Also put results into this compressed folder's model card.", metavar="FOLDER")
+    open: bool = option(False, "Open the page in the browser, where there is one.")

@@ -71,6 +71,25 @@ def test_several_folders_are_merged(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "report.html").read_bytes() == (tmp_path / "both" / "report.html").read_bytes()
 
 
+def test_open_shows_the_page_where_there_is_a_browser(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = results(tmp_path / "run", many_rows(["cola"]))
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: not shown.append(url))  # type: ignore[func-returns-value]
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    outcome = cli("report", run, "--open")
+    assert (outcome.code, shown) == (0, [])
+    assert f"next: open {run}/report.html in a browser" in outcome.out
+    monkeypatch.setenv("BROWSER", "some-browser")
+    assert "next: read the report in the browser" in cli("report", run, "--open").out
+    assert shown == [(run / "report.html").as_uri()]
+    assert cli("report", run).code == 0
+    assert len(shown) == 1
+
+
 def test_a_config_file(cli: Cli, tmp_path: Path) -> None:
     run = results(tmp_path / "run", many_rows(["cola"]))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output": str(tmp_path / "out"), "format": "json"}))
