@@ -1,6 +1,10 @@
 """What is printed cannot steer the terminal that shows it."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +64,54 @@ def test_h_shows_the_help_of_every_command(cli: Cli) -> None:
         assert short.code == 0
         assert "Usage: projclust" in short.out
         assert short.out == cli(*command, "--help").out
+
+
+def test_the_help_groups_options_and_names_no_values_of_flags(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = cli("compress", "--help").out
+    panels = re.findall(r"^╭─ (.+?) ─", text, re.MULTILINE)
+    assert panels == [
+        "Arguments",
+        *("Size", "Method and codes", "Row weights", "Solver of subspaces", "Output", "Hub", "Running"),
+    ]
+    shown = ("─ Size ─", "│ --bits ", "─ Row weights ─", "│ --weights ", "─ Hub ─", "│ --push-to-hub ")
+    places = [text.index(part) for part in shown]
+    assert places == sorted(places)
+    assert "Training" in cli("glue-eval", "--help").out
+    for command in ((), ("compress",), ("glue-eval",), ("report",)):
+        assert not re.search(r"<bool>|BOOLEAN", cli(*command, "--help").out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("compress", "x", "--bitz", 3), "projclust compress"),
+        (("glue-eval",), "projclust glue-eval"),
+        (("report", "x", "--format", "xml"), "projclust report"),
+        (("compres",), "projclust"),
+    ],
+)
+def test_a_wrong_command_line_is_told_where_help_is(
+    refused: Callable[..., str], arguments: tuple[object, ...], command: str
+) -> None:
+    assert refused(*arguments).endswith(f"({command} --help lists what there is)")
+
+
+def test_shells_complete_options_and_their_values_without_torch() -> None:
+    def completed(line: str) -> str:
+        code = "import sys, projclust.cli; sys.argv = ['projclust']\ntry: projclust.cli.main()\nfinally: assert 'torch' not in sys.modules"
+        words = {
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+            "_PROJCLUST_COMPLETE": "complete_bash",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert completed("projclust pl").split() == ["plan"]
+    assert completed("projclust compress --ov").split() == ["--overwrite"]
+    assert completed("projclust compress --codes b").split() == ["bfloat16"]
+    # A line that is not finished may name a file that is not there.
+    assert completed("projclust compress --config absent.yaml --ov").split() == ["--overwrite"]
