@@ -29,6 +29,7 @@ from projclust.jobs.options import (
     ReportOptions,
 )
 from projclust.onnx_export.needs import require_packages
+from projclust.recipes.recipe import RECOMMENDED_BITS
 from projclust.results.reports import InspectExportReport, Report
 from projclust.results.rows import Row
 
@@ -145,7 +146,7 @@ def inspect(options: InspectOptions, format: Format) -> None:
     elif result.compressed:
         next_step = f"projclust expand {path} -o DIR"
     else:
-        next_step = f"projclust compress {path} --k 5 --ratio 0.4"
+        next_step = f"projclust compress {path} --bits {RECOMMENDED_BITS:g}"
     _print(result, format, inspect_lines, next_step)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from projclust.cli.output import aligned, megabytes
+from projclust.recipes.recipe import RECOMMENDED
 from projclust.results.reports import (
     CompressReport,
     DownloadPart,
@@ -159,7 +160,9 @@ def inspect_lines(result: InspectReport | InspectExportReport) -> list[str]:
     rows += _download_rows(result.download)
     how = result.how
     if how is None:
-        return aligned([*rows, ("compressed", "no")])
+        return aligned(
+            [*rows, ("compressed", f"no: {RECOMMENDED}, and `projclust plan --probe` measures what it costs")]
+        )
     error = how.relative_error
     if how.body_bytes_dense is not None and how.body_bytes_stored is not None:
         sizes = megabytes(how.body_bytes_stored), megabytes(how.body_bytes_dense)

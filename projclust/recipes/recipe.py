@@ -39,6 +39,9 @@ METHODS = {
 }
 TARGETS = ("j", "ratio", "bits", "size")
 DEFAULT_K = 5
+# The size to begin with, wherever one is named; what it costs: docs/accuracy.md.
+RECOMMENDED_BITS = 0.5
+RECOMMENDED = f"--bits {RECOMMENDED_BITS:g} is where to begin"
 
 # What codes "auto" choose themselves, and what the baselines that only round or quantize know nothing of.
 _OF_SUBSPACES = ("k", "j", *(part.name for part in fields(FitOptions) if part.name != "seed"))
