@@ -39,6 +39,10 @@ from projclust.weights.choose import choose_weights
 from projclust.weights.row_weights import RowWeights
 
 PLOT_FILE = "projclust_fit.png"
+# Outputs further off are told of. At a cosine of 0.90 (0.35 bits) MiniLM loses about a point of GLUE before training,
+# at 0.70 (SVD in int4) 13: docs/sizes.md, docs/results/minilm_bits and minilm_sizes. At a divergence of 1 what a model
+# used to say has become e times less probable.
+_LOW_COSINE, _HIGH_KL = 0.8, 1.0
 
 
 def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> CompressReport:
@@ -95,6 +99,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if dense_outputs is not None:
         outputs = dense_outputs.outputs_now()
         report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
+        _warn_of_outputs(report, hooks)
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
@@ -130,6 +135,20 @@ def _dense_outputs(model: PreTrainedModel, weights: RowWeights, seed: int) -> Pr
         return Probe(model, weights.draws, seed)
     except OptionError:
         return None
+
+
+def _warn_of_outputs(report: CompressReport, hooks: Hooks) -> None:
+    """Tell of outputs that have little to do with the dense model's."""
+    far = None
+    if report.output_kl is not None and report.output_kl > _HIGH_KL:
+        far = f"KL divergence of the next token {report.output_kl:.2f}"
+    elif report.output_kl is None and report.output_cosine is not None and report.output_cosine < _LOW_COSINE:
+        far = f"cosine {report.output_cosine:.2f}"
+    if far is not None:
+        plan = f"projclust plan {shlex.quote(report.model)} --probe"
+        hooks.warn(
+            f"the outputs are far from the dense model's ({far}): ask for more bits; `{plan}` shows what sizes have"
+        )
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
