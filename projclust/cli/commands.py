@@ -49,10 +49,11 @@ def compress(options: CompressOptions, format: Format) -> None:
     Example: projclust compress roberta-base --k 5 --j 40
     """
     options.check_folder()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.compress import compress_checkpoint
+    with progress_bar(f"compressing {options.model}") as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.compress import compress_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
 
         def step(restart: int, step: int, cost: float) -> None:
             if step == 0:
@@ -81,10 +82,11 @@ def plan(options: PlanOptions, format: Format) -> None:
     Example: projclust plan roberta-base --size 2MB -o roberta-plan
     """
     options.check_folder()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.plan import plan_checkpoint
+    with progress_bar(f"planning for {options.model}", tells_time=False) as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.plan import plan_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
         result = plan_checkpoint(options, Hooks(bar.stage, warn))
     none_fits = "projclust plan with larger --bits: none fits"
     _print(result, format, plan_lines, none_fits if result.pick is None else result.pick.command)
@@ -98,10 +100,12 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
 
     Example: projclust glue-eval distilbert-base-uncased --tasks cola,mrpc --ratio 0.4
     """
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.glue_eval import evaluate_on_glue
+    # Every measurement is a line, so that stages need none.
+    with progress_bar(f"measuring {options.model} on GLUE", lines=False) as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.glue_eval import evaluate_on_glue
 
-    with progress_bar() as bar:
+        bar.imported()
 
         def cell(row: Row, done: int, total: int) -> None:
             bar.log(f"{done}/{total}  {cell_line(row)}")
@@ -157,10 +161,11 @@ def expand(options: ExpandOptions, format: Format) -> None:
     Example: projclust expand roberta-base-projclust -o roberta-base-dense
     """
     options.check_folder()
-    from projclust.jobs.expand import expand_checkpoint
+    with progress_bar(f"expanding {options.path}") as bar:
+        from projclust.jobs.expand import expand_checkpoint
 
-    with progress_bar() as bar:
-        bar.stage(f"expanding {options.path}")
+        bar.imported()
+        bar.stage(f"writing {options.output}")
         result = expand_checkpoint(options)
     load = "AutoModel.from_pretrained" if static_part(Path(result.output)) is None else "SentenceTransformer"
     _print(result, format, expand_lines, f"{load}({result.output!r})")
@@ -180,10 +185,11 @@ def export(options: ExportOptions, format: Format) -> None:
     """
     options.check_folder()
     require_packages()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.export import export_checkpoint
+    with progress_bar(f"exporting {options.model}") as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.export import export_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
         result = export_checkpoint(options, Hooks(bar.stage, warn))
     _print(result, format, export_lines, f"{quoted(str(Path(result.output) / 'README.md'))} shows how to load it")
 
@@ -196,9 +202,10 @@ def push(options: PushOptions, format: Format) -> None:
 
     Example: projclust push roberta-base-projclust user/roberta-base-projclust
     """
-    from projclust.jobs.push import push_checkpoint
+    with progress_bar(f"pushing {options.path}", tells_time=False) as bar:
+        from projclust.jobs.push import push_checkpoint
 
-    with progress_bar():  # never begun: an upload has bars of the Hub client's own
+        bar.imported()  # from here on an upload has bars of the Hub client's own
         result = push_checkpoint(options, warn)
     next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
     _print(result, format, push_lines, next_step)

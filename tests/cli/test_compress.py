@@ -33,7 +33,7 @@ REPORT_FIELDS = {
 def compress(cli: Cli, *arguments: object) -> dict[str, Any]:
     outcome = cli("compress", *arguments, "--format", "json")
     assert outcome.code == 0, outcome.err
-    assert not [line for line in outcome.err.splitlines() if not line.startswith(FAR)]
+    assert not [line for line in outcome.complaints if not line.startswith(FAR)]
     return outcome.json
 
 
@@ -234,11 +234,11 @@ def test_outputs_that_are_far_off_are_told_with_what_to_do(cli: Cli, tmp_path: P
         model.save_pretrained(folder)
         command = ("compress", folder, "--k", 2, "-o", tmp_path / "out", "--overwrite", "--format", "json")
         low = cli(*command, "--j", 1)
-        (line,) = low.err.splitlines()
+        (line,) = low.complaints
         assert line.startswith(FAR)
         assert f" {low.json[name]:.2f})" in line
         assert f"`projclust plan {folder} --probe`" in line
-        assert cli(*command, "--j", 15).err == ""
+        assert cli(*command, "--j", 15).complaints == []
 
 
 def test_human_output_ends_with_the_next_command(
