@@ -61,9 +61,10 @@ def compress_lines(report: CompressReport) -> list[str]:
         error = f"{report.relative_error:.4f}"
         if report.weights != "uniform":
             error += f", weighted {report.weighted_relative_error:.4f}"
+        svd_error = "weighted " * (report.weights != "uniform") + f"{svd.weighted_relative_error:.4f}"
         took = "" if steps is None else f", {steps} step" + "s" * (steps > 1)
         rows += [
-            ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
+            ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd_error})"),
             *_script_rows(report.errors_by_script),
             *_outputs_rows(report),
             ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),

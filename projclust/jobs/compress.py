@@ -118,7 +118,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
         report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
-        card = compressed_card(report, dense.folder, type(model).__name__)
+        card = compressed_card(report, dense.folder, type(model).__name__, options.base_model)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # The options make the same folder again, which is no reason to publish it again.
         settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)

@@ -29,6 +29,13 @@ def _check_repo(repo: str) -> None:
     repo_url(repo)
 
 
+def _check_id(name: str) -> None:
+    from projclust.checkpoints.hub import is_model_id  # the Hub's client takes a while to import
+
+    if not is_model_id(name):
+        raise OptionError(f"`base_model` must be a model's name on the Hub, as user/name, not {name!r}")
+
+
 def default_output(model: str, suffix: str) -> str:
     """Return the folder that is written where none is named: the model's name, as the user gave it, and a suffix."""
     folder = local_folder(model)
@@ -50,6 +57,9 @@ class CompressOptions(Options):
         None, "Push the folder to this repository afterwards, user/name.", metavar="REPO", panel=Panel.HUB
     )
     private: bool = option(False, "With --push-to-hub: create a private repository.", panel=Panel.HUB)
+    base_model: str | None = option(
+        None, "The model's name on the Hub, for the card, where MODEL is a folder.", metavar="ID", panel=Panel.HUB
+    )
     dry_run: bool = option(False, "Show the sizes; fit and write nothing.", panel=Panel.OUTPUT)
     revision: str | None = option(None, _REVISION, panel=Panel.HUB)
     twin_check: bool = option(
@@ -63,6 +73,8 @@ class CompressOptions(Options):
         self.recipe.require_target()
         if not self.recipe.is_stored:
             raise OptionError(f"`method` {self.recipe.method} is a baseline of plan and glue-eval: it is not stored")
+        if self.base_model is not None:
+            _check_id(self.base_model)
         if self.push_to_hub is not None:
             _check_repo(self.push_to_hub)
         elif self.private:

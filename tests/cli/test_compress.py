@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,32 @@ def test_the_folder_is_complete(cli: Cli, tiny_folder: Path, tmp_path: Path) -> 
     assert "base_model" not in card  # a local folder means nothing to others
     for text in ("BertForMaskedLM.from_pretrained", "arxiv.org/abs/2010.04290", "relative squared error"):
         assert text in body
+
+
+def test_the_card_keeps_what_holds_of_the_source_and_names_its_base(
+    cli: Cli, refused: Callable[..., str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    source = {
+        "tags": ["sentence-similarity", "onnx", "feature-extraction"],
+        "library_name": "sentence-transformers",
+        "license": "mit",
+    }
+    (tiny_folder / "README.md").write_text(f"---\n{yaml.safe_dump(source)}---\n# Tiny\n")
+    arguments = (tiny_folder, "--k", 3, "--j", 14, "--weights", "tokenizer", "-o", tmp_path / "out")
+    refusal = refused("compress", *arguments, "--base-model", "not a name")
+    assert "--base-model must be a model's name on the Hub, as user/name, not 'not a name'" in refusal
+    for named in ((), ("--base-model", "some-lab/tiny")):
+        compress(cli, *arguments, "--overwrite", *named)
+        _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+        card = yaml.safe_load(front)
+        assert card["tags"] == ["sentence-similarity", "feature-extraction", "projclust"]  # no ONNX file comes along
+        assert card["library_name"] == "sentence-transformers"
+        assert card.get("base_model") == (named[1] if named else None)
+        assert card.get("base_model_relation") == ("quantized" if named else None)
+        assert ("[some-lab/tiny](https://huggingface.co/some-lab/tiny)" in body) == bool(named)
+        assert "SVD of equal size (float32) would have, weighted |" in body
+    again = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
+    assert again["base-model"] == "some-lab/tiny"
 
 
 def test_same_seed_same_bytes(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
