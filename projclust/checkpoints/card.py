@@ -127,6 +127,8 @@ def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
 
 
 def _what_of_the_body(report: CompressReport) -> str:
+    if report.dtype is not None:
+        return f"The other weights are stored as {report.dtype}. Nothing was trained."
     if report.body is None:
         return "No other weight was changed, and nothing was trained."
     return (

@@ -86,6 +86,8 @@ def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
 
 def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
     """What became of the weights beside the table."""
+    if report.dtype is not None:
+        return [("body", f"stored as {report.dtype}")]
     if report.body is None:
         return []
     if report.body_bytes_dense is None or report.body_bytes_stored is None:

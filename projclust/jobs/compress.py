@@ -16,7 +16,15 @@ from projclust.checkpoints.card import compressed_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.hub import check_can_push, push_folder
 from projclust.checkpoints.load import load_tokenizer
-from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint, side_files
+from projclust.checkpoints.save import (
+    bytes_as,
+    bytes_to_save,
+    check_dtype,
+    copy_side_files,
+    save_checkpoint,
+    side_files,
+    store_as,
+)
 from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
@@ -25,7 +33,7 @@ from projclust.hf.body import saved_bytes
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
 from projclust.hf.probe import Probe
-from projclust.hf.swap import dense_parts
+from projclust.hf.swap import DensePart, dense_parts
 from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
@@ -76,6 +84,9 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     side_files(dense.folder)  # refused before the fit
+    dtype = _dtype(options)
+    if dtype is not None:
+        check_dtype(dense.loaded, table, dtype)
     model, beside = dense.loaded.model, sum(tensor.nbytes for tensor in dense.loaded.extra.values())
     recipes = recipes_of_size(model, options.recipe, beside)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
@@ -114,7 +125,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     hooks.stage(f"writing {options.folder}")
     with new_folder(options.folder, options.overwrite) as folder:
         copy_side_files(dense.folder, folder)
-        save_checkpoint(dense.loaded, folder)
+        save_checkpoint(dense.loaded if dtype is None else store_as(dense.loaded, dtype), folder)
         report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
         report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
@@ -127,6 +138,16 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         content = {name: value for name, value in report.as_json().items() if name != "pushed_to"}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return replace(report, pushed_to=_pushed_to(options, hooks))
+
+
+def _dtype(options: CompressOptions) -> torch.dtype | None:
+    """The dtype of the body, where it is asked for."""
+    return None if options.dtype is None else getattr(torch, options.dtype)
+
+
+def _dense_parts(model: PreTrainedModel, dtype: torch.dtype | None) -> list[DensePart]:
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return [replace(part, bytes=bytes_as(weights[part.name], dtype)) for part in dense_parts(model)]
 
 
 def _dense_outputs(model: PreTrainedModel, weights: RowWeights, seed: int) -> Probe | None:
@@ -191,10 +212,13 @@ def _foreseen(
         versions=versions(),
         embedding=dense.name,
         model_bytes_dense=sum(tensor.bytes for tensor in source.values()),
-        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size - saved_bytes(model, recipe.body),
+        model_bytes_stored=bytes_to_save(dense.loaded, dense.table, _dtype(options))
+        + size
+        - saved_bytes(model, recipe.body),
         body=None if recipe.body is None else str(recipe.body),
+        dtype=None if options.dtype is None else str(options.dtype),
         # Rounded with the body.
-        dense_parts=dense_parts(model) if recipe.body is None else [],
+        dense_parts=_dense_parts(model, _dtype(options)) if recipe.body is None else [],
         device=str(device),
         weights_chosen=weights.chosen,
     )

@@ -13,7 +13,19 @@ from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.variants import BASELINES
 from projclust.onnx_export.needs import Body
-from projclust.options import Choice, Device, Options, Panel, Sensitivity, argument, like, nested, option, required
+from projclust.options import (
+    Choice,
+    Device,
+    Options,
+    Panel,
+    Sensitivity,
+    SizeOf,
+    argument,
+    like,
+    nested,
+    option,
+    required,
+)
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import parse_size
 
@@ -42,12 +54,25 @@ def default_output(model: str, suffix: str) -> str:
     return f"{Path(model if folder is None else os.path.abspath(folder)).name}-{suffix}"
 
 
+class Dtype(Choice):
+    """The dtypes that floats of a checkpoint are stored in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
 @dataclass(frozen=True)
 class CompressOptions(Options):
     """The options of `projclust compress`."""
 
     model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
     recipe: Recipe = nested(Recipe())
+    dtype: Dtype | None = option(
+        None,
+        "Store the floats of what stays dense, the body, in this dtype (as the source has them).",
+        panel=Panel.METHOD,
+    )
     device: Device = option(Device.AUTO, "Where to compute.")
     output: str | None = option(
         None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
@@ -73,6 +98,8 @@ class CompressOptions(Options):
         self.recipe.require_target()
         if not self.recipe.is_stored:
             raise OptionError(f"`method` {self.recipe.method} is a baseline of plan and glue-eval: it is not stored")
+        if self.dtype is not None and (self.recipe.body is not None or self.recipe.size_of == SizeOf.MODEL):
+            raise OptionError("`dtype` is of a body that stays floats: drop it, or drop `body` and `of` model")
         if self.base_model is not None:
             _check_id(self.base_model)
         if self.push_to_hub is not None:

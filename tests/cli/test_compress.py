@@ -9,11 +9,12 @@ import pytest
 import torch
 import yaml
 from commandline import Cli, snapshot
-from safetensors.torch import load_file
-from tiny_models import VOCABULARY, WIDTH, tiny_model, uneven_model
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, WIDTH, logits, tiny_model, uneven_model
 from transformers import AutoModel
 
 from projclust import ProjClustConfig, compress_model
+from projclust.checkpoints.load import load_checkpoint
 from projclust.jobs.options import CompressOptions
 from projclust.options import Codes
 from projclust.recipes.recipe import Recipe
@@ -120,6 +121,55 @@ def test_the_card_keeps_what_holds_of_the_source_and_names_its_base(
         assert "SVD of equal size (float32) would have, weighted |" in body
     again = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
     assert again["base-model"] == "some-lab/tiny"
+
+
+@pytest.mark.parametrize(
+    "how", [("--bits", 8, "--sensitivity", "none"), ("--k", 3, "--j", 14), ("--k", 3, "--j", 14, "--codes", "int8")]
+)
+@pytest.mark.parametrize("name", ["bert", "llama-untied"])
+def test_the_body_is_stored_in_another_dtype(cli: Cli, tmp_path: Path, how: tuple[object, ...], name: str) -> None:
+    tiny_model(name).save_pretrained(tmp_path / "dense")
+    arguments = (tmp_path / "dense", *how, "--weights", "uniform")
+    as_it_is = compress(cli, *arguments, "-o", tmp_path / "float32")
+    for dtype in ("float16", "bfloat16"):
+        foreseen = compress(cli, *arguments, "--dtype", dtype, "--dry-run")
+        report = compress(cli, *arguments, "--dtype", dtype, "-o", tmp_path / dtype)
+        assert report["dtype"] == dtype
+        # The table is what it was, and everything else half as large.
+        assert report["bytes_stored"] == as_it_is["bytes_stored"]
+        beside = report["model_bytes_stored"] - report["bytes_stored"]
+        assert 2 * beside == as_it_is["model_bytes_stored"] - as_it_is["bytes_stored"]
+        assert foreseen["model_bytes_stored"] - foreseen["bytes_stored"] == beside
+        assert [part["bytes"] for part in report["dense_parts"]] == [
+            part["bytes"] // 2 for part in as_it_is["dense_parts"]
+        ]
+        stored = load_file(tmp_path / dtype / "model.safetensors")
+        wide = load_file(tmp_path / "float32" / "model.safetensors")
+        for key, tensor in stored.items():
+            same = "embed" in key and "position" not in key and "type" not in key and "LayerNorm" not in key
+            assert torch.equal(tensor, wide[key] if same else wide[key].to(getattr(torch, dtype))), key
+        assert f"The other weights are stored as {dtype}." in (tmp_path / dtype / "README.md").read_text()
+        own, others = (logits(load_checkpoint(tmp_path / folder).model, name) for folder in (dtype, "float32"))
+        assert torch.allclose(own.float(), others, atol=0.1)
+        assert cli("inspect", tmp_path / dtype).code == 0
+        assert cli("expand", tmp_path / dtype, "-o", tmp_path / f"{dtype}-dense").code == 0
+
+
+def test_a_dtype_that_cannot_hold_a_weight_is_refused(
+    cli: Cli, refused: Callable[..., str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tiny_folder / "model.safetensors"
+    weights = load_file(path)
+    weights["bert.encoder.layer.0.output.dense.bias"][3] = 7e4
+    save_file(weights, path, metadata={"format": "pt"})
+    arguments = ("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out", "--dtype")
+    message = refused(*arguments, "float16")
+    assert (
+        "--dtype float16 cannot hold bert.encoder.layer.0.output.dense.bias, which has entries of 7e+04: use bfloat16"
+        in message
+    )
+    assert cli(*arguments, "bfloat16").code == 0
+    assert "drop it, or drop --body" in refused(*arguments, "float16", "--body", "int8")
 
 
 def test_same_seed_same_bytes(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
