@@ -14,7 +14,7 @@ from projclust.cli.commands import COMMANDS
 from projclust.cli.derive import Command, Group
 from projclust.cli.output import StreamError, flush, is_main_process, silence, tell
 from projclust.cli.stopping import INTERRUPTED, stopped_by
-from projclust.errors import OptionError, ProjclustError, ServiceError
+from projclust.errors import OptionError, ProjclustError, ServiceError, not_installed
 
 USAGE_MISTAKE, FAILURE = 2, 1
 
@@ -76,6 +76,8 @@ def run(arguments: Sequence[str]) -> int:
         return FAILURE
     except StreamError as error:
         return _fail(str(error), FAILURE, debug)
+    except ModuleNotFoundError as error:
+        return _fail(not_installed(error), FAILURE, debug)
     except MemoryError:
         return _fail("out of memory", FAILURE, debug)
     except Exception as error:
