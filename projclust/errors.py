@@ -44,3 +44,8 @@ def is_out_of_reach(error: BaseException) -> bool:
 
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def not_installed(error: ModuleNotFoundError) -> str:
+    """What to do about a package that is missing, as of an installation for loading checkpoints alone."""
+    return f"{error.name} is not installed: `pip install projclust` installs all that commands need"

@@ -122,6 +122,20 @@ class Device(Choice):
     CUDA = "cuda"
 
 
+class Panel(Choice):
+    """The groups of options in the help of a command, in their order there."""
+
+    SIZE = "Size"
+    METHOD = "Method and codes"
+    WEIGHTS = "Row weights"
+    SOLVER = "Solver of subspaces"
+    DATA = "Tasks and variants"
+    TRAINING = "Training"
+    OUTPUT = "Output"
+    HUB = "Hub"
+    RUNNING = "Running"
+
+
 @dataclass(frozen=True)
 class Declared:
     """What is declared of an option beside its name, type and default.
@@ -136,6 +150,7 @@ class Declared:
         hint: in parentheses behind the range.
         aliases: names that it had earlier and still answers to.
         is_argument: whether it is given by its place.
+        panel: the group of the help that it stands in.
     """
 
     help: str
@@ -149,6 +164,7 @@ class Declared:
     hint: str = ""
     aliases: tuple[str, ...] = ()
     is_argument: bool = False
+    panel: Panel = Panel.RUNNING
 
 
 def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
@@ -221,15 +237,21 @@ class FitOptions(Options):
     """How subspaces are fitted: what a `Recipe` and the solver's `ClusteringOptions` share."""
 
     ranks: Ranks = option(
-        Ranks.EQUAL, "adaptive gives each subspace a rank of its own, with no more parameters than --j for all."
+        Ranks.EQUAL,
+        "adaptive gives each subspace a rank of its own, with no more parameters than --j for all.",
+        panel=Panel.SOLVER,
     )
     loss: Loss = option(
-        Loss.L2, "What is summed of the rows' distances: l2 their squares; l1 and huber heed outliers less."
+        Loss.L2,
+        "What is summed of the rows' distances: l2 their squares; l1 and huber heed outliers less.",
+        panel=Panel.SOLVER,
     )
-    affine: bool = option(False, "Let every subspace have a mean.")
-    restarts: int = option(16, "The number of starts to try.", least=1)
-    max_iter: int = option(100, "The most steps of a fit.", least=1)
-    tol: float = option(1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0)
+    affine: bool = option(False, "Let every subspace have a mean.", panel=Panel.SOLVER)
+    restarts: int = option(16, "The number of starts to try.", least=1, panel=Panel.SOLVER)
+    max_iter: int = option(100, "The most steps of a fit.", least=1, panel=Panel.SOLVER)
+    tol: float = option(
+        1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0, panel=Panel.SOLVER
+    )
     seed: int = option(0, "The seed of all random choices.", least=0, most=2**63 - 1)
 
 

@@ -21,7 +21,7 @@ _ABOUT_COMMANDS = """# Commands
 
 Every command also takes `--help`, `--config FILE.yaml`, which sets options by their names (flags win), `--format json`
 for programs, and `--debug`, which shows where an error comes from. Results go to stdout, progress and warnings to
-stderr.
+stderr: one line on a terminal, elsewhere a line for each stage of what takes more than ten seconds.
 
 Exit codes: 0; 2 for a mistake that you can mend, told in one line; 1 for a failure of the machine or the network; 130
 after Ctrl-C. What was being written is then not there, and an older folder of the same name is as it was."""

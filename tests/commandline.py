@@ -16,6 +16,11 @@ class Outcome:
     err: str
 
     @property
+    def complaints(self) -> list[str]:
+        """The lines of stderr that are warnings and errors, and no progress."""
+        return [line for line in self.err.splitlines() if line.startswith(("warning: ", "error: "))]
+
+    @property
     def json(self) -> dict[str, Any]:
         """The JSON object on stdout."""
         result = json.loads(self.out)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -19,10 +20,26 @@ CARD_FILE = "README.md"
 _PAPER = "https://arxiv.org/abs/2010.04290"
 _GRAPHS_BEGIN, _GRAPHS_END = "<!-- projclust export: begin -->", "<!-- projclust export: end -->"
 _INHERITED = ("language", "license", "license_name", "license_link", "pipeline_tag", "datasets")
+# Tags of a source that tell which files lie there.
+_TAGS_OF_FILES = {
+    "safetensors",
+    "pytorch",
+    "tf",
+    "jax",
+    "rust",
+    "onnx",
+    "openvino",
+    "coreml",
+    "gguf",
+    "transformers.js",
+}
 
 
-def compressed_card(report: CompressReport, source: Path, model_class: str) -> str:
-    """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper."""
+def compressed_card(report: CompressReport, source: Path, model_class: str, base_model: str | None = None) -> str:
+    """The card of a compressed checkpoint: what was compressed, how much, the error, how to load it, the paper.
+
+    `base_model` is the Hub id of what was compressed, where the report names a folder.
+    """
     auto = report.codes == "auto"  # the paper's rate says little of such codes
     rate = [] if auto else [("compression rate (cluster ids not counted)", f"{report.compression_rate:.2%}")]
     weighted = [("relative squared error, weighted", f"{report.weighted_relative_error:.4f}")]
@@ -41,16 +58,19 @@ def compressed_card(report: CompressReport, source: Path, model_class: str) -> s
         *(weighted if report.weights != "uniform" else []),
         *([] if by_script is None else [("the same by script", by_script)]),
         *_outputs_rows(report),
-        (f"SVD of equal size ({svd.codes}) would have", f"{svd.weighted_relative_error:.4f}"),
+        (
+            f"SVD of equal size ({svd.codes}) would have" + ", weighted" * (report.weights != "uniform"),
+            f"{svd.weighted_relative_error:.4f}",
+        ),
     ]
     table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
     dense = "".join(
         f"\n`{part.name}` ({part.bytes:,} bytes) stays dense: {part.reason}.\n" for part in report.dense_parts
     )
-    return f"""{_front_matter(source, report.model)}
+    return f"""{_front_matter(source, base_model or report.model)}
 # {_heading(report.model)}, embedding compressed by projclust
 
-{_what_was_done(report)}
+{_what_was_done(report, base_model or report.model)}
 {_what_of_the_body(report)}
 
 {table}
@@ -107,6 +127,8 @@ def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
 
 
 def _what_of_the_body(report: CompressReport) -> str:
+    if report.dtype is not None:
+        return f"The other weights are stored as {report.dtype}. Nothing was trained."
     if report.body is None:
         return "No other weight was changed, and nothing was trained."
     return (
@@ -247,10 +269,12 @@ _BEGIN, _END = "<!-- projclust glue-eval: begin -->", "<!-- projclust glue-eval:
 
 
 def measured_card(card: str, name: str, measurements: Sequence[Measurement]) -> str:
-    """A card, which may be empty, with measured accuracy in its metadata (model-index) and as a section.
+    """A card, which may be empty, with measured accuracy as a section and in its metadata (model-index).
 
-    They take the place of what was measured before; the rest stays as it is. `name` is what to call the model where the
-    metadata has no name.
+    The metadata, which are read without the section, hold only what was measured of these very weights on all rows.
+    Both take the place of what was measured before; the rest stays as it is. `name` is what to call the model where the
+    metadata have no name. (The Hub's newer form, files in `.eval_results/`, is for data sets that it lists as
+    benchmarks, with the names of their tasks; GLUE's is none that we know of.)
     """
     head = re.match(r"---\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", card, re.DOTALL | re.MULTILINE)
     body = card[head.end() :] if head else card
@@ -271,22 +295,24 @@ def _with_results(front_matter: str, name: str, measurements: Sequence[Measureme
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"the metadata of {CARD_FILE} is damaged: {' '.join(str(error).split())}") from None
     others = [result for result in known if not str(result.metric_name).endswith(_MEASURED_BY)]
-    index = eval_results_to_model_index(name, [*others, *map(_eval_result, measurements)])
-    block = yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True)
+    ours = [_eval_result(own) for own in measurements if own.limit is None and not own.fine_tuned]
+    found: dict[str, Any] = {}
+    if others or ours:
+        found["model-index"] = eval_results_to_model_index(name, [*others, *ours])
+    block = yaml.safe_dump(found, sort_keys=False, allow_unicode=True) if found else ""
     # The other lines are kept as they are, comments too, unless the index is written in a way not foreseen here.
     rest = re.sub(r"^model-index:.*\n(?:(?:[ \t-].*)?\n)*", "", front_matter, flags=re.MULTILINE)
     try:
-        if yaml.safe_load(rest + block) == {**metadata, "model-index": index}:
+        if (yaml.safe_load(rest + block) or {}) == {**metadata, **found}:
             return rest + block
     except yaml.YAMLError:
         pass
-    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True) + block
+    return (yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True) if metadata else "") + block
 
 
 def _eval_result(measurement: Measurement) -> EvalResult:
     kind, name, split = _METRICS[measurement.metric]
     seeds = "1 seed" if measurement.seeds == 1 else f"mean of {measurement.seeds} seeds"
-    limit = "" if measurement.limit is None else f", limited to {measurement.limit:,} rows of a split"
     return EvalResult(
         task_type="text-classification",
         dataset_type="nyu-mll/glue",
@@ -295,8 +321,7 @@ def _eval_result(measurement: Measurement) -> EvalResult:
         dataset_split=split,
         metric_type=kind,
         metric_value=round(measurement.mean, 4),
-        metric_name=f"{name}, {seeds}, {measurement.validation_rows:,} validation rows{limit}, "
-        f"{_training(measurement)} {_MEASURED_BY}",
+        metric_name=f"{name}, {seeds}, {measurement.validation_rows:,} validation rows {_MEASURED_BY}",
     )
 
 
@@ -319,7 +344,8 @@ def _section(measurements: Sequence[Measurement]) -> str:
 ## Measured accuracy
 
 By `projclust glue-eval`, on validation rows of GLUE: the mean over seeds ± its standard error, without the error where
-there is one seed. Figures after fine-tuning are of copies fine-tuned on the task, not of the weights in this folder.
+there is one seed. Figures after fine-tuning are of copies fine-tuned on the task, not of the weights in this folder:
+these, and figures of limited rows, are not in the metadata.
 
 | task | metric | value | seeds | validation rows | measured |
 | --- | --- | --- | --- | --- | --- |
@@ -329,8 +355,9 @@ there is one seed. Figures after fine-tuning are of copies fine-tuned on the tas
 
 
 def _front_matter(
-    source: Path, base_model: str | None = None, library: str = "transformers", tags: Sequence[str] = ()
+    source: Path, base_model: str | None = None, library: str | None = None, tags: Sequence[str] = ()
 ) -> str:
+    """The metadata of a card: the source's own, as far as they hold of what was made of it."""
     try:
         inherited = ModelCard.load(source / CARD_FILE).data.to_dict()
     except Exception:  # no card, or YAML of any kind of damage: nothing of ours depends on it
@@ -338,12 +365,25 @@ def _front_matter(
     fields = {name: inherited[name] for name in _INHERITED if inherited.get(name) is not None}
     if base_model is not None and not Path(base_model).exists():  # a Hub id; a local path would mean nothing there
         fields |= {"base_model": base_model, "base_model_relation": "quantized"}
-    data = ModelCardData(library_name=library, tags=["projclust", *tags], **fields)
+    known = inherited.get("tags")
+    listed = known if isinstance(known, list) else []
+    kept = [tag for tag in listed if isinstance(tag, str) and tag not in _TAGS_OF_FILES]
+    own = library or _library(source, inherited.get("library_name"))
+    data = ModelCardData(library_name=own, tags=list(dict.fromkeys([*kept, "projclust", *tags])), **fields)
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _what_was_done(report: CompressReport) -> str:
-    model = _linked(report.model)
+def _library(source: Path, named: object) -> str:
+    """What loads a checkpoint: what its source's card says, else what its files are for."""
+    if named in ("transformers", "sentence-transformers"):
+        return str(named)
+    has_config = (source / CONFIG).is_file()
+    sentences = is_sentence_encoder(source) or (has_config and is_static(read_json(source / CONFIG)))
+    return "sentence-transformers" if sentences else "transformers"
+
+
+def _what_was_done(report: CompressReport, source: str) -> str:
+    model = _linked(source)
     ranks, row_bytes = report.ranks or [], report.row_bytes or []
     if report.codes == "auto":
         by = "length" if report.weights == "uniform" else "how much they matter"

@@ -48,16 +48,19 @@ class Pushed:
     changed: bool
 
 
+def is_model_id(name: str) -> bool:
+    """Whether a model on the Hub can have that name, which is user/name or, for a few old ones, a name alone."""
+    try:
+        huggingface_hub.hf_hub_url(name, CONFIG)  # for its check of the id
+    except HFValidationError:
+        return False
+    return True
+
+
 def repo_url(repo: str) -> str:
     """The address of a repository, which is user/name."""
-    try:
-        if repo.count("/") != 1:
-            raise HFValidationError
-        huggingface_hub.hf_hub_url(repo, CONFIG)  # for its check of the id
-    except HFValidationError:
-        raise ProjclustError(
-            f"{repo!r} names no repository: give user/name, of letters, digits, '-', '_' and '.'"
-        ) from None
+    if repo.count("/") != 1 or not is_model_id(repo):
+        raise ProjclustError(f"{repo!r} names no repository: give user/name, of letters, digits, '-', '_' and '.'")
     return f"{HfApi().endpoint}/{repo}"
 
 

@@ -4,19 +4,65 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from projclust.checkpoints.load import Loaded
 from projclust.checkpoints.source import CONFIG, TOKENIZER, is_side_file, leads_out
 from projclust.checkpoints.tensors import weight_files
-from projclust.errors import CheckpointError
+from projclust.errors import CheckpointError, OptionError
 
 
-def bytes_to_save(loaded: Loaded) -> int:
-    """The bytes of all tensors that `save_checkpoint` writes, in their dtypes in memory, tied ones once."""
+def bytes_to_save(loaded: Loaded, table: Tensor | None = None, dtype: torch.dtype | None = None) -> int:
+    """The bytes of all tensors that `save_checkpoint` writes, without those of `table`, and tied ones once.
+
+    They have their dtypes in memory, or floats have the `dtype` that `store_as` gives them.
+    """
     state = {**loaded.model.state_dict(), **loaded.extra}
     tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in state.values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if table is not None:
+        tensors.pop((table.data_ptr(), table.numel()), None)
+    return sum(bytes_as(tensor, dtype) for tensor in tensors.values())
+
+
+def bytes_as(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    """The bytes of a tensor, or of its floats in another dtype."""
+    size = dtype.itemsize if dtype is not None and tensor.is_floating_point() else tensor.element_size()
+    return tensor.numel() * size
+
+
+def check_dtype(loaded: Loaded, table: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a dtype that makes infinity of a finite weight beside the table.
+
+    Raises:
+        OptionError: naming the weight.
+    """
+    for name, weight in {**loaded.model.state_dict(), **loaded.extra}.items():
+        if weight.data_ptr() == table.data_ptr() or not weight.is_floating_point() or not weight.numel():
+            continue
+        largest = weight.abs().amax()
+        if largest.isfinite() and not largest.to(dtype).isfinite():
+            kind = str(dtype).removeprefix("torch.")
+            raise OptionError(
+                f"`dtype` {kind} cannot hold {name}, which has entries of {float(largest):.3g}: use bfloat16 or float32"
+            )
+
+
+def store_as(loaded: Loaded, dtype: torch.dtype) -> Loaded:
+    """The checkpoint with its floats in another dtype, but for those of its embedding, whose form is its own."""
+    own = {id(part) for part in loaded.model.get_input_embeddings().parameters()}
+    for parameter in loaded.model.parameters():
+        if id(parameter) not in own and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    stored = loaded.model.state_dict(keep_vars=True)
+    for name, buffer in loaded.model.named_buffers():
+        if name in stored and buffer.is_floating_point():
+            buffer.data = buffer.data.to(dtype)
+    extra = {name: value.to(dtype) if value.is_floating_point() else value for name, value in loaded.extra.items()}
+    return replace(loaded, extra=extra)
 
 
 def save_checkpoint(loaded: Loaded, folder: Path) -> None:

@@ -12,23 +12,24 @@ import typer
 
 import projclust
 from projclust.cli.commands import COMMANDS
+from projclust.cli.derive import Command, Group
 from projclust.cli.output import StreamError, flush, is_main_process, silence, tell
 from projclust.cli.stopping import INTERRUPTED, stopped_by
-from projclust.errors import OptionError, ProjclustError, ServiceError
+from projclust.errors import OptionError, ProjclustError, ServiceError, not_installed
 
 USAGE_MISTAKE, FAILURE = 2, 1
 _PATIENCE = 30.0  # seconds that one of many processes waits for the main one to say what is wrong
 
 app = typer.Typer(
     name="projclust",
+    cls=Group,
     help="Shrink the embedding layer of Hugging Face models, and measure what it costs.",
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 def _print_version(value: bool) -> None:
@@ -40,7 +41,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.", metavar="")
     ] = False,
 ) -> None:
     pass
@@ -77,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
         return FAILURE
     except StreamError as error:
         return _fail(str(error), FAILURE, debug)
+    except ModuleNotFoundError as error:
+        return _fail(not_installed(error), FAILURE, debug)
     except MemoryError:
         return _fail("out of memory", FAILURE, debug)
     except Exception as error:
@@ -87,7 +90,8 @@ def run(arguments: Sequence[str]) -> int:
             if not message:  # `projclust` alone: the help was printed
                 return USAGE_MISTAKE
             message = message.replace("Value error, ", "")  # which kind of Python error it was
-            return _fail(f"{message} (projclust --help lists what there is)", USAGE_MISTAKE, debug)
+            command = getattr(getattr(error, "ctx", None), "command_path", None) or "projclust"
+            return _fail(f"{message} ({command} --help lists what there is)", USAGE_MISTAKE, debug)
         return _fail(f"{type(error).__name__}: {error} (--debug shows where)", FAILURE, debug)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from projclust.checkpoints.source import local_folder, static_part
+from projclust.cli.browser import open_page
 from projclust.cli.derive import command
 from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
 from projclust.cli.views import (
@@ -28,6 +29,7 @@ from projclust.jobs.options import (
     ReportOptions,
 )
 from projclust.onnx_export.needs import require_packages
+from projclust.recipes.recipe import RECOMMENDED_BITS
 from projclust.results.reports import InspectExportReport, Report
 from projclust.results.rows import Row
 
@@ -47,10 +49,11 @@ def compress(options: CompressOptions, format: Format) -> None:
     Example: projclust compress roberta-base --k 5 --j 40
     """
     options.check_folder()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.compress import compress_checkpoint
+    with progress_bar(f"compressing {options.model}") as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.compress import compress_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
 
         def step(restart: int, step: int, cost: float) -> None:
             if step == 0:
@@ -79,10 +82,11 @@ def plan(options: PlanOptions, format: Format) -> None:
     Example: projclust plan roberta-base --size 2MB -o roberta-plan
     """
     options.check_folder()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.plan import plan_checkpoint
+    with progress_bar(f"planning for {options.model}", tells_time=False) as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.plan import plan_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
         result = plan_checkpoint(options, Hooks(bar.stage, warn))
     none_fits = "projclust plan with larger --bits: none fits"
     _print(result, format, plan_lines, none_fits if result.pick is None else result.pick.command)
@@ -96,10 +100,12 @@ def glue_eval(options: GlueEvalOptions, format: Format) -> None:
 
     Example: projclust glue-eval distilbert-base-uncased --tasks cola,mrpc --ratio 0.4
     """
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.glue_eval import evaluate_on_glue
+    # Every measurement is a line, so that stages need none.
+    with progress_bar(f"measuring {options.model} on GLUE", lines=False) as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.glue_eval import evaluate_on_glue
 
-    with progress_bar() as bar:
+        bar.imported()
 
         def cell(row: Row, done: int, total: int) -> None:
             bar.log(f"{done}/{total}  {cell_line(row)}")
@@ -117,11 +123,15 @@ def report(options: ReportOptions, format: Format) -> None:
     """Merge measurements of one or more runs into tables, plots and a page, and put them into a model card.
 
     Example: projclust report roberta-base-glue other-run-glue -o both
+
+    Example: projclust report roberta-base-glue --open
     """
     from projclust.jobs.report import report_results
 
     result = report_results(options)
-    _print(result, format, _report_lines, _open_page(result.output))
+    opened = options.open and is_main_process() and open_page(_page(result.output))
+    shown = "read the report in the browser, where it is open"
+    _print(result, format, _report_lines, shown if opened else _open_page(result.output))
 
 
 @command
@@ -140,7 +150,7 @@ def inspect(options: InspectOptions, format: Format) -> None:
     elif result.compressed:
         next_step = f"projclust expand {path} -o DIR"
     else:
-        next_step = f"projclust compress {path} --k 5 --ratio 0.4"
+        next_step = f"projclust compress {path} --bits {RECOMMENDED_BITS:g}"
     _print(result, format, inspect_lines, next_step)
 
 
@@ -151,10 +161,11 @@ def expand(options: ExpandOptions, format: Format) -> None:
     Example: projclust expand roberta-base-projclust -o roberta-base-dense
     """
     options.check_folder()
-    from projclust.jobs.expand import expand_checkpoint
+    with progress_bar(f"expanding {options.path}") as bar:
+        from projclust.jobs.expand import expand_checkpoint
 
-    with progress_bar() as bar:
-        bar.stage(f"expanding {options.path}")
+        bar.imported()
+        bar.stage(f"writing {options.output}")
         result = expand_checkpoint(options)
     load = "AutoModel.from_pretrained" if static_part(Path(result.output)) is None else "SentenceTransformer"
     _print(result, format, expand_lines, f"{load}({result.output!r})")
@@ -174,10 +185,11 @@ def export(options: ExportOptions, format: Format) -> None:
     """
     options.check_folder()
     require_packages()
-    from projclust.jobs.common import Hooks
-    from projclust.jobs.export import export_checkpoint
+    with progress_bar(f"exporting {options.model}") as bar:
+        from projclust.jobs.common import Hooks
+        from projclust.jobs.export import export_checkpoint
 
-    with progress_bar() as bar:
+        bar.imported()
         result = export_checkpoint(options, Hooks(bar.stage, warn))
     _print(result, format, export_lines, f"{quoted(str(Path(result.output) / 'README.md'))} shows how to load it")
 
@@ -190,9 +202,10 @@ def push(options: PushOptions, format: Format) -> None:
 
     Example: projclust push roberta-base-projclust user/roberta-base-projclust
     """
-    from projclust.jobs.push import push_checkpoint
+    with progress_bar(f"pushing {options.path}", tells_time=False) as bar:
+        from projclust.jobs.push import push_checkpoint
 
-    with progress_bar():  # never begun: an upload has bars of the Hub client's own
+        bar.imported()  # from here on an upload has bars of the Hub client's own
         result = push_checkpoint(options, warn)
     next_step = "drop --dry-run to push it" if options.dry_run else f"projclust inspect {options.repo}"
     _print(result, format, push_lines, next_step)
@@ -221,10 +234,14 @@ def _report_lines(result: "Reported") -> Iterator[str]:
     yield from aligned([("written", result.output), *card])
 
 
-def _open_page(folder: str) -> str:
+def _page(folder: str) -> Path:
     from projclust.report.write import HTML_FILE  # slow to import
 
-    return f"open {quoted(str(Path(folder) / HTML_FILE))} in a browser"
+    return Path(folder) / HTML_FILE
+
+
+def _open_page(folder: str) -> str:
+    return f"open {quoted(str(_page(folder)))} in a browser"
 
 
 COMMANDS = (compress, plan, glue_eval, report, inspect, expand, export, push)

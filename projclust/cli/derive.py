@@ -9,10 +9,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 import yaml
+from typer.core import TyperCommand, TyperGroup
 
 from projclust.cli.output import Format
 from projclust.errors import OptionError, ProjclustError
-from projclust.options import Declared, Options, fields_of, is_required, kind_of
+from projclust.options import Declared, Options, Panel, fields_of, is_required, kind_of
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -29,14 +30,37 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     parameters = [
         inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context),
-        *(_parameter(part) for part in flat(options).values()),
+        *(_parameter(part) for part in sorted(flat(options).values(), key=_place_in_help)),
         _config_of(options),
         *_COMMON,
     ]
-    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    # Lines are broken by the terminal's width alone.
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    run.__name__, run.__doc__ = function.__name__, "\n\n".join(" ".join(text.split()) for text in paragraphs)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+class Command(TyperCommand):
+    """A command whose option --help stands among its others."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        found: Any = super().get_help_option(ctx)
+        if found is not None:
+            found.metavar, found.rich_help_panel = "", _RUNNING
+        return found
+
+
+class Group(TyperGroup):
+    """The program, whose help names no values of flags."""
+
+    def get_params(self, ctx: Any) -> Any:
+        found = super().get_params(ctx)
+        for part in found:
+            if getattr(part, "is_flag", False):
+                part.metavar = ""
+        return found
 
 
 def _heed_neighbours() -> None:
@@ -67,6 +91,12 @@ def flat(options: type[Options]) -> "dict[str, Field[Any]]":
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
+def _place_in_help(part: "Field[Any]") -> int:
+    """Arguments first, then the panels in their order."""
+    declared: Declared = part.metadata["declared"]
+    return -1 if declared.is_argument else list(Panel).index(declared.panel)
+
+
 def _parameter(part: "Field[Any]") -> inspect.Parameter:
     """A parameter as typer reads it."""
     declared: Declared = part.metadata["declared"]
@@ -81,8 +111,10 @@ def _parameter(part: "Field[Any]") -> inspect.Parameter:
         default = ",".join(f"{item:g}" for item in default) if kind is str else None
     if is_required(part):
         default = inspect.Parameter.empty
+    if kind is bool:
+        settings["metavar"] = ""  # a flag has no value to name
     kind = kind | None if default is None else kind
-    annotation = Annotated[kind, typer.Option(*flags, **settings)]
+    annotation = Annotated[kind, typer.Option(*flags, rich_help_panel=str(declared.panel), **settings)]
     return inspect.Parameter(part.name, _KEYWORD, default=default, annotation=annotation)
 
 
@@ -97,12 +129,14 @@ def _config_of(options: type[Options]) -> inspect.Parameter:
     """The option that names a YAML file of the other options."""
 
     def read(ctx: typer.Context, path: Path | None) -> Path | None:
-        if path is not None:
+        if path is not None and not ctx.resilient_parsing:  # as a shell completes a line
             ctx.default_map = _file_values(path, flat(options))
         return path
 
     help_text = "A YAML file that sets any option; flags win."
-    annotation = Annotated[Path | None, typer.Option("--config", callback=read, is_eager=True, help=help_text)]
+    annotation = Annotated[
+        Path | None, typer.Option("--config", callback=read, is_eager=True, help=help_text, rich_help_panel=_RUNNING)
+    ]
     return inspect.Parameter("config", _KEYWORD, default=None, annotation=annotation)
 
 
@@ -158,8 +192,11 @@ def _built(options: type[Options], values: Mapping[str, Any]) -> Options:
     return options(**made)
 
 
-_FORMAT = Annotated[Format, typer.Option("--format", help="How to print the result.")]
-_DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+_RUNNING = str(Panel.RUNNING)
+_FORMAT = Annotated[Format, typer.Option("--format", help="How to print the result.", rich_help_panel=_RUNNING)]
+_DEBUG = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error.", metavar="", rich_help_panel=_RUNNING)
+]
 _COMMON = [
     inspect.Parameter("format", _KEYWORD, default=Format.HUMAN, annotation=_FORMAT),
     inspect.Parameter("debug", _KEYWORD, default=False, annotation=_DEBUG),

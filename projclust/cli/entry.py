@@ -5,6 +5,7 @@ import signal
 import sys
 
 from projclust.cli.stopping import INTERRUPTED, heed_signals, stopped_by
+from projclust.errors import not_installed
 
 
 def main() -> None:
@@ -18,6 +19,9 @@ def main() -> None:
         from projclust.cli.app import run  # takes a while
 
         code = run(sys.argv[1:])
+    except ModuleNotFoundError as error:  # an installation without what it stands on, which loads checkpoints only
+        print(f"error: {not_installed(error)}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:  # before `run` could heed it
         if os.environ.get("RANK", "0") == "0":  # of many processes, one says it
             print("error: interrupted", file=sys.stderr)

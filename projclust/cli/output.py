@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -100,18 +102,42 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB"
 
 
-class Bar:
-    """One line on a terminal's stderr: what is being done, how far it is, how long it has taken."""
+# Where stderr is no terminal, runs that take longer than these seconds tell their stages, and shorter ones nothing.
+PATIENCE = 10.0
 
-    def __init__(self, progress: Progress) -> None:
+
+class Bar:
+    """One line on a terminal's stderr: what is being done, how far it is, how long it has taken.
+
+    Where stderr is no terminal, each stage of a long run is a line there. The first ones wait for `PATIENCE` seconds:
+    what a run refuses it has refused by then, in one line.
+    """
+
+    def __init__(self, progress: Progress, lines: bool) -> None:
         self._progress, self.text = progress, ""
         self._task = progress.add_task("", total=None)
+        self._lines, self._waiting, self._lock = lines, list[str](), threading.Lock()
+        self._timer = threading.Timer(PATIENCE, self._tell)
+        self._timer.daemon = True
+        self.has_told = not progress.disable
 
     def stage(self, text: str) -> None:
         """Begin something of unknown length."""
         self.text = text
-        self._progress.start()
         self._progress.reset(self._task, total=None, description=escape(plain(text)))
+        self._progress.start()
+        if self._lines:
+            with self._lock:
+                self._waiting.append(text)
+            if self.has_told:
+                self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            for text in self._waiting:
+                tell(text)
+            self._waiting.clear()
+            self.has_told = True
 
     def advance(self, text: str, done: int, total: int | None) -> None:
         """Show how far it is; a total of None is an unknown one."""
@@ -126,22 +152,38 @@ class Bar:
         """Leave the line to somebody else's bars, until the next stage."""
         self._progress.stop()
 
+    def imported(self) -> None:
+        """The job is imported: until its first stage the Hub client may show its own bars, transformers none."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        self.clear()
+        if self._lines:
+            self._timer.start()
+
+    def end(self) -> None:
+        """Tell no more."""
+        self._timer.cancel()
+        self.clear()
+
 
 @contextmanager
-def progress_bar() -> Iterator[Bar]:
-    """A bar on stderr, from its first stage on; silent when stderr is not a terminal.
+def progress_bar(what: str, lines: bool = True, tells_time: bool = True) -> Iterator[Bar]:
+    """A bar on stderr that shows `what` begins at once, while the job is imported; see `Bar.imported`.
 
-    Until then the Hub client shows its own bars for downloads. Those of transformers are switched off.
+    Where stderr is no terminal, `lines` has a line for each stage of a long run. In the end the time is told.
     """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    started = time.perf_counter()
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     shown = console.is_terminal and is_main_process()
     progress = Progress(*columns, console=console, transient=True, disable=not shown)
+    bar = Bar(progress, lines and not shown and is_main_process())
     try:
-        yield Bar(progress)
+        bar.stage(what)
+        yield bar
     finally:
-        progress.stop()
+        bar.end()
+    if tells_time and bar.has_told:
+        tell(f"took {time.perf_counter() - started:.1f} s")

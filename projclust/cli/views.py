@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from projclust.cli.output import aligned, megabytes
+from projclust.recipes.recipe import RECOMMENDED
 from projclust.results.reports import (
     CompressReport,
     DownloadPart,
@@ -60,9 +61,10 @@ def compress_lines(report: CompressReport) -> list[str]:
         error = f"{report.relative_error:.4f}"
         if report.weights != "uniform":
             error += f", weighted {report.weighted_relative_error:.4f}"
+        svd_error = "weighted " * (report.weights != "uniform") + f"{svd.weighted_relative_error:.4f}"
         took = "" if steps is None else f", {steps} step" + "s" * (steps > 1)
         rows += [
-            ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd.weighted_relative_error:.4f})"),
+            ("relative error", f"{error} (SVD of equal size, {svd.codes}: {svd_error})"),
             *_script_rows(report.errors_by_script),
             *_outputs_rows(report),
             ("fit", f"{report.fit_seconds:.1f} s on {report.device}{took}"),
@@ -84,6 +86,8 @@ def _outputs_rows(report: CompressReport) -> list[tuple[str, str]]:
 
 def _body_rows(report: CompressReport) -> list[tuple[str, str]]:
     """What became of the weights beside the table."""
+    if report.dtype is not None:
+        return [("body", f"stored as {report.dtype}")]
     if report.body is None:
         return []
     if report.body_bytes_dense is None or report.body_bytes_stored is None:
@@ -159,7 +163,9 @@ def inspect_lines(result: InspectReport | InspectExportReport) -> list[str]:
     rows += _download_rows(result.download)
     how = result.how
     if how is None:
-        return aligned([*rows, ("compressed", "no")])
+        return aligned(
+            [*rows, ("compressed", f"no: {RECOMMENDED}, and `projclust plan --probe` measures what it costs")]
+        )
     error = how.relative_error
     if how.body_bytes_dense is not None and how.body_bytes_stored is not None:
         sizes = megabytes(how.body_bytes_stored), megabytes(how.body_bytes_dense)
@@ -224,6 +230,7 @@ def cell_line(row: Row) -> str:
     what = f"{row.task}{limit}, seed {row.seed}, {row.label}"
     if row.status != "done":
         return f"{what}: {row.status}: {row.reason}"
-    scores = {"before further training": row.score_before, "after training": row.score_after}
+    before = "without further training" if row.settings.get("epochs") == 0 else "before further training"
+    scores = {before: row.score_before, "after training": row.score_after}
     shown = ", ".join(f"{score:.2f} {stage}" for stage, score in scores.items() if score is not None)
     return f"{what}: {shown} ({row.validation_rows:,} rows)"

@@ -42,6 +42,8 @@ from projclust.weights.row_weights import RowWeights
 PAPER, AS_IS = "paper", "as-is"
 # The compressed checkpoint, in the output folder while a cell is measured.
 MODELS, SCRATCH = "models", "scratch"
+# Sizes and codes are told by the row of each variant.
+_OTHER_OPTIONS = ("ranks", "loss", "body", "weights", "weights_exponent", "restarts", "max_iter", "tol", "revision")
 _BASELINE_FILE = "baseline.json"
 
 
@@ -99,6 +101,14 @@ class Study:
     versions: dict[str, str]
     stage: Callable[[str], None]
     step: Step
+    revision: str | None = None
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """Return what a row's other fields do not tell of the options, as far as it is not the default."""
+        given = self.fit.as_dict() | {"revision": self.revision}
+        defaults = Recipe().as_dict()
+        return {name: given[name] for name in _OTHER_OPTIONS if given[name] != defaults.get(name)}
 
     @cached_property
     def sha256(self) -> str:
@@ -284,6 +294,7 @@ def _foreseen(bench: Bench, variant: Variant, seed: int, training_score: bool) -
         metric=str(recipe.sensitivity) if recipe.is_auto else None,
         weights=None if variant.recipe is None else study.weights_of(recipe).recorded,
         data_sha256=data.sha256,
+        options=study.fit_options,
     )
     found = sizes.stored
     if variant.name != COMPRESSED or found is None or found.how is None or found.stored is None:

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import EncoderDecoderConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -20,6 +19,9 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from projclust.coding.integers import scales_of, unpack_rows
 from projclust.errors import ProjclustError
 from projclust.tables.head import TiedHead
+
+if TYPE_CHECKING:  # servers that only load checkpoints need not have it
+    from accelerate import Accelerator
 
 Ties = dict[str, str]
 """Parameters by name: each key is tied to its value."""
@@ -191,7 +193,7 @@ def state_dict_to_save() -> dict[str, Tensor] | None:
     return None if frame is None else frame.f_locals.get("state_dict")
 
 
-def renew_scaler(accelerator: Accelerator) -> None:
+def renew_scaler(accelerator: "Accelerator") -> None:
     """Forget the scale of fp16 gradients that the last model's training has found, as if none had been trained."""
     if accelerator.scaler is not None:
         accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)

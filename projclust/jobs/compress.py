@@ -16,7 +16,15 @@ from projclust.checkpoints.card import compressed_card
 from projclust.checkpoints.folder import check_space, new_folder, write_options
 from projclust.checkpoints.hub import check_can_push, push_folder
 from projclust.checkpoints.load import load_tokenizer
-from projclust.checkpoints.save import bytes_to_save, copy_side_files, save_checkpoint, side_files
+from projclust.checkpoints.save import (
+    bytes_as,
+    bytes_to_save,
+    check_dtype,
+    copy_side_files,
+    save_checkpoint,
+    side_files,
+    store_as,
+)
 from projclust.checkpoints.source import REPORT_FILE
 from projclust.checkpoints.tensors import embedding_tensors, stored_tensors
 from projclust.clustering.fit import ClusteringOptions, fit_clustering
@@ -25,7 +33,7 @@ from projclust.hf.body import saved_bytes
 from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
 from projclust.hf.probe import Probe
-from projclust.hf.swap import dense_parts
+from projclust.hf.swap import DensePart, dense_parts
 from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import Scripts, errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
@@ -39,6 +47,10 @@ from projclust.weights.choose import choose_weights
 from projclust.weights.row_weights import RowWeights
 
 PLOT_FILE = "projclust_fit.png"
+# Outputs further off are told of. At a cosine of 0.90 (0.35 bits) MiniLM loses about a point of GLUE before training,
+# at 0.70 (SVD in int4) 13: docs/sizes.md, docs/results/minilm_bits and minilm_sizes. At a divergence of 1 what a model
+# used to say has become e times less probable.
+_LOW_COSINE, _HIGH_KL = 0.8, 1.0
 
 
 def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> CompressReport:
@@ -72,6 +84,9 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if missing:
         hooks.warn(f"{len(missing)} parameters are not in the checkpoint and were newly initialised: {missing[0]}, ...")
     side_files(dense.folder)  # refused before the fit
+    dtype = _dtype(options)
+    if dtype is not None:
+        check_dtype(dense.loaded, table, dtype)
     model, beside = dense.loaded.model, sum(tensor.nbytes for tensor in dense.loaded.extra.values())
     recipes = recipes_of_size(model, options.recipe, beside)
     tokenizer = cache(lambda: load_tokenizer(dense.folder))
@@ -97,6 +112,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     if dense_outputs is not None:
         outputs = dense_outputs.outputs_now()
         report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
+        _warn_of_outputs(report, hooks)
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
@@ -111,11 +127,11 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     hooks.stage(f"writing {options.folder}")
     with new_folder(options.folder, options.overwrite) as folder:
         copy_side_files(dense.folder, folder)
-        save_checkpoint(dense.loaded, folder)
+        save_checkpoint(dense.loaded if dtype is None else store_as(dense.loaded, dtype), folder)
         report = replace(_written(report, folder, dense), peak_memory_bytes=_peak_memory(team.device))
         report = replace(report, total_seconds=round(time.perf_counter() - started, 3))
         _plot(folder / PLOT_FILE, report, compression, svd_errors)
-        card = compressed_card(report, dense.folder, type(model).__name__)
+        card = compressed_card(report, dense.folder, type(model).__name__, options.base_model)
         (folder / "README.md").write_text(card, encoding="utf-8")
         # The options make the same folder again, which is no reason to publish it again.
         settled = replace(options.recipe, k=recipe.k, codes=recipe.codes, weights=weights.name)
@@ -126,12 +142,36 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     return replace(report, pushed_to=_pushed_to(options, hooks))
 
 
+def _dtype(options: CompressOptions) -> torch.dtype | None:
+    """The dtype of the body, where it is asked for."""
+    return None if options.dtype is None else getattr(torch, options.dtype)
+
+
+def _dense_parts(model: PreTrainedModel, dtype: torch.dtype | None) -> list[DensePart]:
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    return [replace(part, bytes=bytes_as(weights[part.name], dtype)) for part in dense_parts(model)]
+
+
 def _dense_outputs(model: PreTrainedModel, weights: RowWeights, seed: int) -> Probe | None:
     """What the model says before it is compressed; None of one that takes more than tokens."""
     try:
         return Probe(model, weights.draws, seed)
     except OptionError:
         return None
+
+
+def _warn_of_outputs(report: CompressReport, hooks: Hooks) -> None:
+    """Tell of outputs that have little to do with the dense model's."""
+    far = None
+    if report.output_kl is not None and report.output_kl > _HIGH_KL:
+        far = f"KL divergence of the next token {report.output_kl:.2f}"
+    elif report.output_kl is None and report.output_cosine is not None and report.output_cosine < _LOW_COSINE:
+        far = f"cosine {report.output_cosine:.2f}"
+    if far is not None:
+        plan = f"projclust plan {shlex.quote(report.model)} --probe"
+        hooks.warn(
+            f"the outputs are far from the dense model's ({far}): ask for more bits; `{plan}` shows what sizes have"
+        )
 
 
 def _what_is_fitted(recipe: Recipe, table: DenseShape) -> str:
@@ -174,10 +214,13 @@ def _foreseen(
         versions=versions(),
         embedding=dense.name,
         model_bytes_dense=sum(tensor.bytes for tensor in source.values()),
-        model_bytes_stored=bytes_to_save(dense.loaded) - table.bytes + size - saved_bytes(model, recipe.body),
+        model_bytes_stored=bytes_to_save(dense.loaded, dense.table, _dtype(options))
+        + size
+        - saved_bytes(model, recipe.body),
         body=None if recipe.body is None else str(recipe.body),
+        dtype=None if options.dtype is None else str(options.dtype),
         # Rounded with the body.
-        dense_parts=dense_parts(model) if recipe.body is None else [],
+        dense_parts=_dense_parts(model, _dtype(options)) if recipe.body is None else [],
         device=str(device),
         weights_chosen=weights.chosen,
     )

@@ -81,6 +81,7 @@ def evaluate_on_glue(options: GlueEvalOptions, hooks: Hooks = SILENT) -> Reporte
         versions=versions("accelerate", "datasets", "tokenizers", "scikit-learn", "scipy"),
         stage=hooks.stage,
         step=hooks.step,
+        revision=options.revision,
     )
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:

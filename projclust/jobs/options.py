@@ -13,7 +13,19 @@ from projclust.glue.settings import PER_TASK, Settings, parse_per_task, without_
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.variants import BASELINES
 from projclust.onnx_export.needs import Body
-from projclust.options import Choice, Device, Options, Sensitivity, argument, like, nested, option, required
+from projclust.options import (
+    Choice,
+    Device,
+    Options,
+    Panel,
+    Sensitivity,
+    SizeOf,
+    argument,
+    like,
+    nested,
+    option,
+    required,
+)
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import parse_size
 
@@ -29,10 +41,25 @@ def _check_repo(repo: str) -> None:
     repo_url(repo)
 
 
+def _check_id(name: str) -> None:
+    from projclust.checkpoints.hub import is_model_id  # the Hub's client takes a while to import
+
+    if not is_model_id(name):
+        raise OptionError(f"`base_model` must be a model's name on the Hub, as user/name, not {name!r}")
+
+
 def default_output(model: str, suffix: str) -> str:
     """Return the folder that is written where none is named: the model's name, as the user gave it, and a suffix."""
     folder = local_folder(model)
     return f"{Path(model if folder is None else os.path.abspath(folder)).name}-{suffix}"
+
+
+class Dtype(Choice):
+    """The dtypes that floats of a checkpoint are stored in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
 
 
 @dataclass(frozen=True)
@@ -41,13 +68,25 @@ class CompressOptions(Options):
 
     model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
     recipe: Recipe = nested(Recipe())
+    dtype: Dtype | None = option(
+        None,
+        "Store the floats of what stays dense, the body, in this dtype (as the source has them).",
+        panel=Panel.METHOD,
+    )
     device: Device = option(Device.AUTO, "Where to compute.")
-    output: str | None = option(None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR")
-    overwrite: bool = option(False, _OVERWRITE)
-    push_to_hub: str | None = option(None, "Push the folder to this repository afterwards, user/name.", metavar="REPO")
-    private: bool = option(False, "With --push-to-hub: create a private repository.")
-    dry_run: bool = option(False, "Show the sizes; fit and write nothing.")
-    revision: str | None = option(None, _REVISION)
+    output: str | None = option(
+        None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+    )
+    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
+    push_to_hub: str | None = option(
+        None, "Push the folder to this repository afterwards, user/name.", metavar="REPO", panel=Panel.HUB
+    )
+    private: bool = option(False, "With --push-to-hub: create a private repository.", panel=Panel.HUB)
+    base_model: str | None = option(
+        None, "The model's name on the Hub, for the card, where MODEL is a folder.", metavar="ID", panel=Panel.HUB
+    )
+    dry_run: bool = option(False, "Show the sizes; fit and write nothing.", panel=Panel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
     twin_check: bool = option(
         True,
         "Refuse a model that answers otherwise than with the same rows in a dense table.",
@@ -59,6 +98,10 @@ class CompressOptions(Options):
         self.recipe.require_target()
         if not self.recipe.is_stored:
             raise OptionError(f"`method` {self.recipe.method} is a baseline of plan and glue-eval: it is not stored")
+        if self.dtype is not None and (self.recipe.body is not None or self.recipe.size_of == SizeOf.MODEL):
+            raise OptionError("`dtype` is of a body that stays floats: drop it, or drop `body` and `of` model")
+        if self.base_model is not None:
+            _check_id(self.base_model)
         if self.push_to_hub is not None:
             _check_repo(self.push_to_hub)
         elif self.private:
@@ -87,23 +130,31 @@ class GlueEvalOptions(Options):
     """The options of `projclust glue-eval`; what is None follows from the others."""
 
     model: str = argument("The Hub id or the local folder of a model, dense or compressed.", "MODEL")
-    tasks: str = option("all", "all (the nine of GLUE), or some: cola,sst2,...; demo needs no data.")
+    tasks: str = option("all", "all (the nine of GLUE), or some: cola,sst2,...; demo needs no data.", panel=Panel.DATA)
     glue_dir: str | None = option(
-        None, "A folder of nyu-mll/glue's layout; else the one PROJCLUST_GLUE_DIR names, else the Hub.", metavar="DIR"
+        None,
+        "A folder of nyu-mll/glue's layout; else the one PROJCLUST_GLUE_DIR names, else the Hub.",
+        metavar="DIR",
+        panel=Panel.DATA,
     )
     variants: str | None = option(
         None,
         f"Compare some of dense, svd, random, projective, best, {', '.join(BASELINES)}, also with own options: "
         "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
+        panel=Panel.DATA,
     )
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
-    protocol: Protocol | None = option(None, "paper: train, compress, train; pretrained: compress, train (paper).")
+    protocol: Protocol | None = option(
+        None, "paper: train, compress, train; pretrained: compress, train (paper).", panel=Panel.TRAINING
+    )
     epochs: int | None = like(
         Settings, "epochs", default=None, help="Train so many epochs after the compression (2; pretrained: 3)."
     )
     settings: Settings = nested(Settings(), without=("epochs",))
-    per_task: tuple[str, ...] = option((), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC")
-    seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.")
+    per_task: tuple[str, ...] = option(
+        (), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC", panel=Panel.TRAINING
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.", panel=Panel.DATA)
     device: Device = option(Device.AUTO, "Where to compute; cpu keeps off a GPU.")
     engine: str | None = option(
         None,
@@ -113,8 +164,10 @@ class GlueEvalOptions(Options):
     )
     cpus_per_cell: int = option(1, "With --engine: the cores, and threads, of a cell.", least=1)
     gpus_per_cell: float = option(0.0, "With --engine: the GPUs of a cell, 0.5 for half of one.", least=0)
-    output: str | None = option(None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR")
-    revision: str | None = option(None, _REVISION)
+    output: str | None = option(
+        None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+    )
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
 
     def check(self) -> None:
         """Refuse tasks, seeds and settings that cannot be."""
@@ -152,7 +205,12 @@ class PlanOptions(Options):
 
     model: str = argument("The Hub id or the local folder of a dense model.", "MODEL")
     bits: tuple[float, ...] = option(
-        DEFAULT_BITS, "Try these stored bits for a weight; one alone is the target.", metavar="LIST", above=0, below=32
+        DEFAULT_BITS,
+        "Try these stored bits for a weight; one alone is the target.",
+        metavar="LIST",
+        above=0,
+        below=32,
+        panel=Panel.SIZE,
     )
     size: str | None = like(Recipe, "size", help="The target: stored bytes of the embedding, as 400KB or 1.5MB.")
     probe: bool = option(False, "Also compare the model's outputs, on random sequences of its tokens.")
@@ -164,9 +222,11 @@ class PlanOptions(Options):
     )
     seed: int = like(Recipe, "seed")
     device: Device = option(Device.AUTO, "Where to compute.")
-    output: str | None = option(None, "The folder for the plan and its plot.", "-o", "--output", metavar="DIR")
-    overwrite: bool = option(False, _OVERWRITE)
-    revision: str | None = option(None, _REVISION)
+    output: str | None = option(
+        None, "The folder for the plan and its plot.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+    )
+    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
 
     def check(self) -> None:
         """Refuse a plan without sizes, or with weights that are none."""
@@ -192,9 +252,9 @@ class ExpandOptions(Options):
     """The options of `projclust expand`."""
 
     path: str = argument("The folder or the Hub id of a compressed model.", "PATH")
-    output: str = required("The folder to write.", "-o", "--output", metavar="DIR")
-    overwrite: bool = option(False, _OVERWRITE)
-    revision: str | None = option(None, _REVISION)
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT)
+    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
 
     def check_folder(self) -> None:
         """Refuse a folder that must not or cannot be written; see `check_target`."""
@@ -212,16 +272,17 @@ class ExportOptions(Options):
     """The options of `projclust export`."""
 
     model: str = argument("The Hub id or the local folder of a model, compressed or dense.", "MODEL")
-    output: str = required("The folder to write.", "-o", "--output", metavar="DIR")
-    to: Target = option(Target.ONNX, "The kind of file.")
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT)
+    to: Target = option(Target.ONNX, "The kind of file.", panel=Panel.OUTPUT)
     body: str = option(
         "float32",
         "The weights beside the table: float32 (model.onnx), int8 (model_quantized.onnx, transformers.js's q8), int4 "
         "(model_q4.onnx), or several with commas between them.",
         metavar="LIST",
+        panel=Panel.OUTPUT,
     )
-    overwrite: bool = option(False, _OVERWRITE)
-    revision: str | None = option(None, _REVISION)
+    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
 
     def check(self) -> None:
         """Refuse bodies that there are not."""
@@ -243,7 +304,7 @@ class InspectOptions(Options):
     """The options of `projclust inspect`."""
 
     path: str = argument("The folder or the Hub id of a dense or compressed model.", "PATH")
-    revision: str | None = option(None, _REVISION)
+    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
 
 
 @dataclass(frozen=True)
@@ -252,8 +313,8 @@ class PushOptions(Options):
 
     path: str = argument("A folder that projclust wrote.", "PATH")
     repo: str = argument("The repository on the Hub, user/name.", "REPO")
-    private: bool = option(False, "Create the repository as a private one.")
-    dry_run: bool = option(False, "List the files; push nothing.")
+    private: bool = option(False, "Create the repository as a private one.", panel=Panel.HUB)
+    dry_run: bool = option(False, "List the files; push nothing.", panel=Panel.OUTPUT)
 
     def check(self) -> None:
         """Refuse a name that no repository can have."""
@@ -265,5 +326,10 @@ class ReportOptions(Options):
     """The options of `projclust report`."""
 
     folders: tuple[str, ...] = argument("The folders that `projclust glue-eval` wrote.", "DIR")
-    output: str | None = option(None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT")
-    card: str | None = option(None, "Also put results into this compressed folder's model card.", metavar="FOLDER")
+    output: str | None = option(
+        None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT", panel=Panel.OUTPUT
+    )
+    card: str | None = option(
+        None, "Also put results into this compressed folder's model card.", metavar="FOLDER", panel=Panel.OUTPUT
+    )
+    open: bool = option(False, "Open the page in the browser, where there is one.", panel=Panel.OUTPUT)

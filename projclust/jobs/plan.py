@@ -27,7 +27,7 @@ from projclust.jobs.download import checkpoint_download
 from projclust.jobs.options import DEFAULT_BITS, PlanOptions
 from projclust.options import Codes, Sensitivity
 from projclust.recipes.problem import Estimate, Problem, RowErrors
-from projclust.recipes.recipe import Recipe, short_number
+from projclust.recipes.recipe import RECOMMENDED, RECOMMENDED_BITS, Recipe, short_number
 from projclust.results.reports import Pick, PlanReport, PlanRow, ScriptErrors
 from projclust.shapes import DenseShape, parse_size
 from projclust.weights.choose import choose_weights
@@ -228,6 +228,18 @@ def _exact(recipes: list[Recipe], problem: Problem) -> Iterator[Estimate]:
         yield Estimate(name, fitted.bytes, fitted.errors, False, fitted.rows, seconds=time.perf_counter() - started)
 
 
+def _against_recommended(pick: PlanRow, rows: dict[int, PlanRow], shape: DenseShape) -> str:
+    """Why it is not the size that is recommended everywhere; `rows` are by their budgets in bytes."""
+    row = rows.get(shape.bytes_for_bits(RECOMMENDED_BITS))
+    if row is None or row is pick:
+        return ""
+    for value, name in ((row.kl, "a KL divergence"), (row.cosine, "a cosine")):
+        if value is not None:
+            return f"; {RECOMMENDED}, and has {name} of {value:.4f} here"
+    error = f"a weighted error of {row.weighted_relative_error:.4f}"
+    return f"; {RECOMMENDED}, and has {error} here (--probe tells what the outputs lose)"
+
+
 def _pick(
     rows: list[PlanRow], options: PlanOptions, weights: RowWeights, sizes: list[int], shape: DenseShape
 ) -> Pick | None:
@@ -253,6 +265,7 @@ def _pick(
             what = f"weighted error of at most {GOOD_ERROR:g}"
             good = [row for row in ours if row.weighted_relative_error <= GOOD_ERROR]
         row, rule = (good[-1], f"the smallest with a {what}") if good else (ours[0], f"the largest; none has a {what}")
+        rule += _against_recommended(row, rows=dict(zip(sizes, ours, strict=False)), shape=shape)
         budget = sizes[ours.index(row)]
         asked = ["--bits", short_number(next(bits for bits in options.bits if shape.bytes_for_bits(bits) == budget))]
     exponent = options.weights_exponent

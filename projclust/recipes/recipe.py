@@ -12,6 +12,7 @@ from projclust.options import (
     Codes,
     FitOptions,
     Method,
+    Panel,
     Sensitivity,
     SizeOf,
     check_combination,
@@ -38,6 +39,9 @@ METHODS = {
 }
 TARGETS = ("j", "ratio", "bits", "size")
 DEFAULT_K = 5
+# The size to begin with, wherever one is named; what it costs: docs/accuracy.md.
+RECOMMENDED_BITS = 0.5
+RECOMMENDED = f"--bits {RECOMMENDED_BITS:g} is where to begin"
 
 # What codes "auto" choose themselves, and what the baselines that only round or quantize know nothing of.
 _OF_SUBSPACES = ("k", "j", *(part.name for part in fields(FitOptions) if part.name != "seed"))
@@ -67,32 +71,43 @@ class Recipe(FitOptions):
     """
 
     method: str = option(
-        "projective", "What is fitted; svd and random are baselines.", choices=tuple(METHODS), metavar="METHOD"
+        "projective",
+        "What is fitted; svd and random are baselines.",
+        choices=tuple(METHODS),
+        metavar="METHOD",
+        panel=Panel.METHOD,
     )
-    k: int | None = option(None, "The number of subspaces (5; 1 with method svd).", "-k", "--k", least=1)
-    j: int | None = option(None, "The dimension of the subspaces.", "-j", "--j", least=1)
+    k: int | None = option(
+        None, "The number of subspaces (5; 1 with method svd).", "-k", "--k", least=1, panel=Panel.SIZE
+    )
+    j: int | None = option(None, "The dimension of the subspaces.", "-j", "--j", least=1, panel=Panel.SIZE)
     ratio: float | None = option(
         None,
         "Instead of --j: the fraction of the parameters (with codes auto: of the bytes) to take off, 0.4 for 40%.",
         above=0,
         below=1,
         hint="0.4 takes 40% off",
+        panel=Panel.SIZE,
     )
     bits: float | None = option(
-        None, "The stored bits for each weight of the table, everything counted.", above=0, below=32
+        None, "The stored bits for each weight of the table, everything counted.", above=0, below=32, panel=Panel.SIZE
     )
-    size: str | None = option(None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES")
+    size: str | None = option(
+        None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES", panel=Panel.SIZE
+    )
     weights: str | None = option(
         None,
         "How much each row counts in the fit: model (how often a generative model says each token), "
         "tokenizer[:LANG,...] (how often its tokenizer expects each token), wordfreq[:LANG,...] (by dictionaries), "
         "counts:FILE, text:FILE, uniform, or auto, which takes what suits the model: its own text where it generates, "
         "else the languages of the vocabulary (uniform; with codes auto, auto).",
+        panel=Panel.WEIGHTS,
     )
     weights_exponent: float | None = option(
         None,
         "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, model 0.6, counts 1).",
         above=0,
+        panel=Panel.WEIGHTS,
     )
     size_of: SizeOf = option(
         SizeOf.EMBEDDING,
@@ -100,14 +115,18 @@ class Recipe(FitOptions):
         "unless it is named.",
         "--of",
         aliases=("of",),
+        panel=Panel.SIZE,
     )
     body: Body | None = option(
-        None, "Also store the weights beside the table as int8 or int4, which a loaded model has as floats again."
+        None,
+        "Also store the weights beside the table as int8 or int4, which a loaded model has as floats again.",
+        panel=Panel.METHOD,
     )
     codes: Codes | None = option(
         None,
         "How numbers are stored: as floats (by default the model's), as int8 or int4, or auto, which --bits and --size "
         "choose by themselves.",
+        panel=Panel.METHOD,
     )
     sensitivity: Sensitivity = option(
         Sensitivity.MODEL,
@@ -115,6 +134,7 @@ class Recipe(FitOptions):
         "--sensitivity",
         "--metric",
         aliases=("metric",),
+        panel=Panel.METHOD,
     )
 
     def check(self) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from projclust.report.phrases import average_title, heading, marks, plain, task_title
-from projclust.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, save
+from projclust.report.phrases import average_title, heading, is_trained_further, marks, plain, task_title
+from projclust.report.plots import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, save
 from projclust.results.rows import BEST
 from projclust.results.summary import AFTER, BEFORE, DENSE, Score, Summary, Variant
 
 _COLOURS = {"projective": BLUE, "svd": ORANGE, "random": GREY, "compressed": GREEN, BEST: PURPLE}
-_COLOURS |= {"int8": GREY, "int4": GREY, "int3": GREY, "int2": GREY, "nf4": GREY, "pq": GREEN}
+# For the others, and where a method has several kinds.
+_MORE_COLOURS = (SKY, AMBER, GREEN, BLACK, PURPLE, GREY, ORANGE, BLUE)
 _MARKERS = "os^Dvp"
 _COLUMNS = 4
 # Sizes that differ by less than this factor are drawn side by side, not on an axis of sizes.
@@ -144,8 +145,11 @@ def _caption(summary: Summary, panels: Sequence[Panel]) -> str:
 def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel], quantity: str) -> None:
     points = [point for panel in panels for point in panel.points]
     series = list(dict.fromkeys(point.series for point in points))
-    colours = {_series(variant): _COLOURS.get(_method(variant), "black") for variant in summary.variants}
-    styles = {name: (colours[name], _MARKERS[index % len(_MARKERS)]) for index, name in enumerate(series)}
+    styles = {
+        name: (colour, _MARKERS[index % len(_MARKERS)])
+        for index, (name, colour) in enumerate(_colours(series, summary).items())
+    }
+    trained = is_trained_further(summary)
     place = _places(points)
     for axis, panel in itertools.zip_longest(axes.flat, panels):
         if panel is None:
@@ -156,8 +160,9 @@ def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel],
             own = sorted((p for p in panel.points if (p.series, p.stage) == (name, stage)), key=place)
             x, y = [place(point) for point in own], [point.value for point in own]
             errors = [point.error or 0.0 for point in own]
-            fill = "white" if stage == BEFORE else colour
-            line = "none" if _same_size(points) else ":" if stage == BEFORE else "-"
+            hollow = stage == BEFORE and trained
+            fill = "white" if hollow else colour
+            line = "none" if _same_size(points) else ":" if hollow else "-"
             axis.errorbar(x, y, errors, color=colour, marker=marker, markerfacecolor=fill, linestyle=line, capsize=2)
         if any(point.stage == BEFORE for point in panel.points) and panel.dense_change is not None:
             axis.axhline(panel.dense_change, **_DENSE_LINE)
@@ -169,7 +174,7 @@ def _draw_block(part: Any, axes: Any, summary: Summary, panels: Sequence[Panel],
     for row in axes:
         row[0].set_ylabel(quantity, fontsize="small")
     columns = 2 if axes.shape[1] < 3 else 4
-    part.legend(handles=_legend(styles, panels), loc="outside lower center", ncols=columns, fontsize="small")
+    part.legend(handles=_legend(styles, panels, trained), loc="outside lower center", ncols=columns, fontsize="small")
 
 
 def _same_size(points: Sequence[Point]) -> bool:
@@ -212,9 +217,23 @@ def _label_axis(axis: Any, points: Sequence[Point]) -> None:
     axis.set_xlabel("embedding, times smaller (log scale)", fontsize="small")
 
 
-def _legend(styles: Mapping[str, tuple[str, str]], panels: Sequence[Panel]) -> list[Any]:
+def _colours(series: Sequence[str], summary: Summary) -> dict[str, str]:
+    """A colour for each series: its method's own, unless another series has it, and as long as there are colours."""
+    methods = {_series(variant): _method(variant) for variant in summary.variants}
+    found: dict[str, str] = {}
+    for name in series:
+        free = [
+            colour
+            for colour in (_COLOURS.get(methods[name]), *_MORE_COLOURS)
+            if colour and colour not in found.values()
+        ]
+        found[name] = free[0] if free else BLACK
+    return found
+
+
+def _legend(styles: Mapping[str, tuple[str, str]], panels: Sequence[Panel], trained: bool) -> list[Any]:
     handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in styles.items()]
-    if any(point.stage == BEFORE for panel in panels for point in panel.points):
+    if trained and any(point.stage == BEFORE for panel in panels for point in panel.points):
         grey: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
         handles += [Line2D([], [], markerfacecolor="white", label="before, against dense before", **grey)]
         handles += [Line2D([], [], label="after, against dense after", **grey)]

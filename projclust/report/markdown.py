@@ -1,28 +1,41 @@
 """report.md: every figure of results.json that a reader needs, with what it was measured on."""
 
 import json
-import re
-import shlex
 from collections.abc import Iterable, Sequence
 
-from projclust.report.phrases import DEMONSTRATION, EXPLANATIONS, average_title, heading, plain, points, task_title
-from projclust.results.rows import BEST, DEMO, Row, variant_order
+from projclust.report.command import commands
+from projclust.report.figures import plot_with_figures
+from projclust.report.markup import escaped, table
+from projclust.report.phrases import (
+    DEMONSTRATION,
+    average_title,
+    drop_column,
+    explanation,
+    heading,
+    is_trained_further,
+    points,
+    stage_column,
+    stage_phrase,
+    task_title,
+)
+from projclust.report.verdict import matrix, verdict
+from projclust.results.rows import BEST, DEMO, Row
 from projclust.results.summary import STAGES, Mean, Score, Summary
-
-DROP_PLOT, ERROR_PLOT = "drop.png", "error.png"
-
-_PLOTS = {
-    DROP_PLOT: "Points lost against the dense model, by task, method and size",
-    ERROR_PLOT: "Relative squared error of the embedding, by method and size",
-}
 
 
 def markdown_report(summaries: Sequence[Summary], plots: Iterable[str]) -> str:
     """The report as GitHub-flavoured Markdown, with the plots that lie beside it; the data can add no markup."""
     title = heading(summaries[0]) if len(summaries) == 1 else f"{len(summaries)} models and protocols"
     only_demo = all(set(summary.tasks) == {DEMO} for summary in summaries)
-    parts = [f"# What compressing the embedding costs: {_escaped(title)}{f', on {DEMONSTRATION}' * only_demo}"]
-    parts += [f"![{_PLOTS[name]}]({name})" for name in plots]
+    parts = [f"# What compressing the embedding costs: {escaped(title)}{f', on {DEMONSTRATION}' * only_demo}"]
+    if len(summaries) == 1:
+        parts += [verdict(summaries[0]), *matrix(summaries[0])]
+    else:
+        parts.append("\n".join(f"- {escaped(heading(summary))}. {verdict(summary)}" for summary in summaries))
+        for summary in summaries:
+            parts += [f"**{escaped(heading(summary))}**", *matrix(summary)]
+    for name in plots:
+        parts += plot_with_figures(name, summaries)
     for summary in summaries:
         parts += _section(summary)
     return "\n\n".join(parts) + "\n"
@@ -30,7 +43,7 @@ def markdown_report(summaries: Sequence[Summary], plots: Iterable[str]) -> str:
 
 def _section(summary: Summary) -> list[str]:
     return [
-        f"## {_escaped(heading(summary))}",
+        f"## {escaped(heading(summary))}",
         *_notes(summary),
         "### Sizes",
         _sizes(summary),
@@ -46,7 +59,7 @@ def _section(summary: Summary) -> list[str]:
 
 
 def _notes(summary: Summary) -> list[str]:
-    notes = [EXPLANATIONS[summary.protocol]]
+    notes = [explanation(summary)]
     if DEMO in summary.tasks:
         notes.append(f"The task `demo` is {DEMONSTRATION}: its scores say nothing about GLUE.")
     if any(row.limit is not None for row in summary.tasks.values()):
@@ -61,7 +74,7 @@ def _notes(summary: Summary) -> list[str]:
 def _sizes(summary: Summary) -> str:
     lines = [
         [
-            _escaped(variant.label),
+            escaped(variant.label),
             f"{100 * variant.compression_rate:.1f}%",
             f"{variant.bytes_stored / 1e6:,.2f}",
             f"{variant.times_smaller:.2f}",
@@ -72,25 +85,25 @@ def _sizes(summary: Summary) -> str:
         for variant in summary.variants
     ]
     names = ("variant", "parameters removed", "embedding MB", "times smaller", "bits per weight", "all weights MB")
-    return _table((*names, "relative error (mean)"), lines)
+    return table((*names, "relative error (mean)"), lines)
 
 
 def _scores(summary: Summary) -> list[str]:
     stages, dense = summary.stages, summary.dense is not None
     names = ["task", "variant"]
     for stage in stages:
-        names += [stage, f"drop {stage}"] if dense else [stage]
+        names += [stage_column(summary, stage), *[drop_column(summary, stage)] * dense]
     lines = [
         [
             _task_with_rows(row),
-            _escaped(label) + f" ({cell.diverged} diverged)" * bool(cell.diverged),
+            escaped(label) + f" ({cell.diverged} diverged)" * bool(cell.diverged),
             *_score_cells(cell.scores, stages, dense),
         ]
         for task, row in summary.tasks.items()
         for label, cell in summary.of_task(task).items()
     ]
     lines += [
-        [average_title(summary, average), _escaped(label), *_score_cells(scores, stages, dense)]
+        [average_title(summary, average), escaped(label), *_score_cells(scores, stages, dense)]
         for average in summary.averages
         for label, scores in average.scores.items()
     ]
@@ -100,7 +113,7 @@ def _scores(summary: Summary) -> list[str]:
     )
     if dense:
         legend += " A drop is dense less variant for each seed that both have, so positive means worse than dense."
-    return [_table(names, lines), legend, *_coverage(summary)]
+    return [table(names, lines), legend, *_coverage(summary)]
 
 
 def _score_cells(scores: dict[str, Score], stages: list[str], dense: bool) -> list[str]:
@@ -122,7 +135,8 @@ def _coverage(summary: Summary) -> list[str]:
         tasks = ", ".join(task_title(summary.tasks[task]) for task in average.tasks)
         every = "all nine tasks of GLUE" if len(average.tasks) == 9 else f"{len(average.tasks)} of GLUE's nine tasks"
         seeds = f"{'seed' if len(average.seeds) == 1 else 'seeds'} {', '.join(map(str, average.seeds))}"
-        stages = " and ".join(next(iter(average.scores.values())))
+        measured = list(next(iter(average.scores.values())))
+        stages = " and ".join(measured) if is_trained_further(summary) else stage_phrase(summary, measured[0])
         sentences.append(f"The average {stages} is over {every} ({tasks}) and {seeds}: every variant has all of these.")
     if not sentences and len(summary.tasks) > 1:
         sentences.append("No average is shown: the variants do not share scores on two tasks of GLUE for any seed.")
@@ -132,28 +146,27 @@ def _coverage(summary: Summary) -> list[str]:
 def _diverged(summary: Summary) -> list[str]:
     lines = [
         [
-            _escaped(task_title(row)),
-            _escaped(row.label),
+            escaped(task_title(row)),
+            escaped(row.label),
             str(row.seed),
             "" if row.score_before is None else f"{row.score_before:.2f}",
-            _escaped(row.reason or "unknown"),
+            escaped(row.reason or "unknown"),
         ]
         for row in summary.rows
         if row.status == "diverged"
     ]
     note = "Training failed here; these cells are in no mean and no plot."
-    table = _table(("task", "variant", "seed", "before", "reason"), lines)
-    return ["### Diverged", note, table] if lines else []
+    return ["### Diverged", note, table(("task", "variant", "seed", "before", "reason"), lines)] if lines else []
 
 
 def _choices(summary: Summary) -> list[str]:
     lines = [
-        [_escaped(task_title(row)), str(row.seed), _escaped(row.chosen or "unknown")]
+        [escaped(task_title(row)), str(row.seed), escaped(row.chosen or "unknown")]
         for row in summary.rows
         if row.variant == BEST
     ]
     note = "`best` takes the variant with the highest score on the training rows; validation rows play no part in it."
-    return ["### What `best` chose", note, _table(("task", "seed", "chosen"), lines)] if lines else []
+    return ["### What `best` chose", note, table(("task", "seed", "chosen"), lines)] if lines else []
 
 
 def _metrics(summary: Summary) -> list[str]:
@@ -166,38 +179,41 @@ def _metrics(summary: Summary) -> list[str]:
             for name in dict.fromkeys(name for cell in cells.values() for name in cell.metrics.get(stage, {}))
         ]
         lines = [
-            [_escaped(label), *(_seeds(cell.metrics.get(stage, {}).get(name), digits=4) for stage, name in columns)]
+            [escaped(label), *(_seeds(cell.metrics.get(stage, {}).get(name), digits=4) for stage, name in columns)]
             for label, cell in cells.items()
         ]
-        names = [f"{_escaped(name)} {stage}" for stage, name in columns]
-        parts += [f"#### {_task_with_rows(row)}", _table(("variant", *names), lines)]
+        trained = is_trained_further(summary)
+        names = [escaped(name) + f" {stage}" * trained for stage, name in columns]
+        parts += [f"#### {_task_with_rows(row)}", table(("variant", *names), lines)]
     return parts
 
 
 def _conditions(summary: Summary) -> list[str]:
     tasks = summary.tasks
     data = [
-        [_escaped(task_title(row)), _escaped(row.glue), f"{row.training_rows:,}", f"{row.validation_rows:,}"]
+        [escaped(task_title(row)), escaped(row.glue), f"{row.training_rows:,}", f"{row.validation_rows:,}"]
         for row in tasks.values()
     ]
     names = dict.fromkeys(name for row in tasks.values() for name in row.settings)
-    settings = [[_escaped(name), _setting(list(tasks.values()), name)] for name in names]
+    settings = [[escaped(name), _setting(list(tasks.values()), name)] for name in names]
     stages = dict.fromkeys(name for row in summary.rows for name in row.seconds)
     seconds = [
-        [_escaped(task_title(row)), *(f"{_seconds(summary.rows, task, name):,.1f}" for name in stages)]
+        [escaped(task_title(row)), *(f"{_seconds(summary.rows, task, name):,.1f}" for name in stages)]
         for task, row in tasks.items()
     ]
     versions = {f"{name} {version}" for row in summary.rows for name, version in row.versions.items()}
     devices = {f"{row.device} (processes: {row.processes})" for row in summary.rows}
     return [
-        _table(("task", "data from", "training rows", "validation rows"), data),
-        _table(("setting", "value"), settings),
+        table(("task", "data from", "training rows", "validation rows"), data),
+        table(("setting", "value"), settings),
         "Seconds by stage, over all variants and seeds; `baseline` is shared by the variants and counted once a seed.",
-        _table(("task", *map(_escaped, stages)), seconds),
-        f"Model: {_escaped(summary.model)}, SHA-256 {_escaped(summary.model_sha256)}.",
-        f"Device: {_escaped(', '.join(sorted(devices)))}. Versions: {_escaped(', '.join(sorted(versions)))}.",
-        "To make it again, with the settings above (all options: `projclust_options.yaml` where it was measured):",
-        f"```console\n{_command(summary)}\n```",
+        table(("task", *map(escaped, stages)), seconds),
+        f"Model: {escaped(summary.model)}, SHA-256 {escaped(summary.model_sha256)}.",
+        f"Device: {escaped(', '.join(sorted(devices)))}. Versions: {escaped(', '.join(sorted(versions)))}.",
+        "To make it again"
+        + " (other options: `projclust_options.yaml` where it was measured)" * (summary.rows[0].options is None)
+        + ":",
+        "```console\n" + "\n".join(commands(summary)) + "\n```",
     ]
 
 
@@ -205,8 +221,8 @@ def _setting(rows: list[Row], name: str) -> str:
     """One value where all tasks agree, otherwise the value of each."""
     values = {row.task: json.dumps(row.settings.get(name)) for row in rows}
     if len(set(values.values())) == 1:
-        return _escaped(values[rows[0].task])
-    return _escaped(", ".join(f"{task}: {value}" for task, value in values.items()))
+        return escaped(values[rows[0].task])
+    return escaped(", ".join(f"{task}: {value}" for task, value in values.items()))
 
 
 def _seconds(rows: list[Row], task: str, name: str) -> float:
@@ -217,38 +233,5 @@ def _seconds(rows: list[Row], task: str, name: str) -> float:
     return sum(max(row.seconds.get(name, 0.0) for row in of_task if row.seed == seed) for seed in seeds)
 
 
-def _command(summary: Summary) -> str:
-    first = summary.rows[0]
-    arguments = ["--tasks", ",".join(summary.tasks), "--seeds", ",".join(map(str, summary.seeds))]
-    if first.protocol != "as-is":
-        specs = {row.label: _spec(row) for row in sorted(summary.rows, key=variant_order)}
-        arguments += ["--protocol", first.protocol, "--variants", ",".join(specs.values())]
-    if first.limit is not None:
-        arguments += ["--limit", str(first.limit)]
-    return shlex.join(["projclust", "glue-eval", plain(summary.model), *arguments])
-
-
-def _spec(row: Row) -> str:
-    """A variant as `--variants` takes it, with its size spelled out."""
-    if row.codes == "auto":
-        metric = ":metric=none" * (row.metric == "none")
-        return f"{row.method}:bits={row.bits}{metric}"
-    if row.k is None or row.variant == BEST:
-        return plain(row.variant)
-    subspaces = "" if row.method == "svd" else f":k={row.k}"
-    codes = f":codes={plain(row.codes)}" if row.codes is not None else ""
-    return f"{row.method}{subspaces}:j={row.j}{':affine' * bool(row.affine)}{codes}"
-
-
 def _task_with_rows(row: Row) -> str:
-    return f"{_escaped(task_title(row))}, {row.validation_rows:,} validation rows"
-
-
-def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; cells are Markdown already."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *lines))
-
-
-def _escaped(text: str) -> str:
-    """Text from a file that Markdown shows as it is."""
-    return re.sub(r"([\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", plain(text))
+    return f"{escaped(task_title(row))}, {row.validation_rows:,} validation rows"

@@ -5,23 +5,23 @@ from pathlib import PurePath
 
 from projclust.glue.tasks import DEMO, TASKS
 from projclust.results.rows import Row
-from projclust.results.summary import Average, Mean, Summary
+from projclust.results.summary import AFTER, Average, Mean, Summary
 
 DEMONSTRATION = "demonstration data, not GLUE"
 
-PROTOCOLS = {
-    "paper": "trained, compressed, trained further",
-    "pretrained": "compressed, then trained",
-    "as-is": "compressed earlier, then trained",
-}
-
-EXPLANATIONS = {
+_TRAINED = {
     "paper": "The model was trained on the task, its embedding was compressed (scores before), and all of it was "
     "trained further (scores after); the dense model had the same further training.",
     "pretrained": "The embedding was compressed in the model as it came, and the model was then trained on the task, "
     "like the dense one (scores after); there are scores before only if it came with a classifier for the task.",
     "as-is": "The model came compressed and was trained on the task (scores after); there are scores before only if "
     "it came with a classifier for the task.",
+}
+# Where no epochs were asked for after the compression.
+_UNTRAINED = {
+    "paper": "The model was trained on the task and its embedding was compressed; nothing was trained after that.",
+    "pretrained": "The embedding was compressed in the model as it came, with its classifier; nothing was trained.",
+    "as-is": "The model came compressed and was scored as it is; nothing was trained.",
 }
 
 
@@ -33,7 +33,45 @@ def plain(text: str) -> str:
 def heading(summary: Summary) -> str:
     """The last part of the model's Hub id or path, and the protocol."""
     name = plain(PurePath(summary.model).name or summary.model)
-    return f"{name}, protocol {summary.protocol} ({PROTOCOLS[summary.protocol]})"
+    return f"{name}, protocol {summary.protocol} ({_steps(summary)})"
+
+
+def is_trained_further(summary: Summary) -> bool:
+    """Whether anything was trained once the embedding was compressed."""
+    return any(row.settings.get("epochs") != 0 for row in summary.tasks.values())
+
+
+def _steps(summary: Summary) -> str:
+    """What was done, in its order."""
+    further = is_trained_further(summary)
+    if summary.protocol == "as-is":
+        return "compressed earlier, " + ("then trained" if further else "not trained")
+    if summary.protocol == "pretrained":
+        return "compressed, " + ("then trained" if further else "not trained")
+    first = any(row.settings.get("baseline_epochs") != 0 for row in summary.tasks.values())
+    return ", ".join(["trained"] * first + ["compressed"] + ["trained further"] * further)
+
+
+def explanation(summary: Summary) -> str:
+    """What was done, in a sentence or two."""
+    return (_TRAINED if is_trained_further(summary) else _UNTRAINED)[summary.protocol]
+
+
+def stage_phrase(summary: Summary, stage: str) -> str:
+    """When the scores of a stage were taken."""
+    if stage == AFTER:
+        return "after training"
+    return "before further training" if is_trained_further(summary) else "without further training"
+
+
+def stage_column(summary: Summary, stage: str) -> str:
+    """The name of a stage's column; where nothing was trained there is but one."""
+    return stage if is_trained_further(summary) else "score"
+
+
+def drop_column(summary: Summary, stage: str) -> str:
+    """The name of the column of a stage's drops."""
+    return f"drop {stage}" if is_trained_further(summary) else "drop"
 
 
 def task_title(row: Row) -> str:

@@ -9,6 +9,7 @@ from projclust.results.reports import CompressReport
 
 # Colours that stay apart for colour-blind readers (Okabe & Ito).
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+SKY, AMBER, BLACK = "#56B4E9", "#E69F00", "#000000"
 
 
 def save(figure: Figure, target: Path | IO[bytes], dpi: int = 120) -> None:

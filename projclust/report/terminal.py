@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 
 from projclust.glue.tasks import TASKS
-from projclust.report.phrases import columns, heading, marks, plain, points
-from projclust.results.summary import AFTER, BEFORE, Score, Summary
-
-_STAGES = {BEFORE: "before further training", AFTER: "after training"}
+from projclust.report.phrases import columns, drop_column, heading, marks, plain, points, stage_phrase
+from projclust.results.summary import Score, Summary
 
 
 def summary_table(summary: Summary) -> str:
     """Variants by tasks in the last stage measured, and what they lost in each stage on average or on the only task."""
     stages, dense = summary.stages, summary.dense is not None
     names = ["variant", "smaller", *(TASKS[task].title for task in summary.tasks)]
-    names += ["average"] * bool(summary.averages) + [f"drop {stage}" for stage in stages if dense]
+    names += ["average"] * bool(summary.averages) + [drop_column(summary, stage) for stage in stages if dense]
     lines = [names]
     for variant in summary.variants:
         cells = [summary.cells.get((task, variant.label)) for task in summary.tasks]
@@ -33,7 +31,7 @@ def summary_table(summary: Summary) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     stages, diverged = summary.stages, sum(cell.diverged for cell in summary.cells.values())
-    notes = [f"points {_STAGES[stages[-1]]}"] if stages else []
+    notes = [f"points {stage_phrase(summary, stages[-1])}"] if stages else []
     if len(summary.seeds) == 1:
         notes.append("one seed, no standard errors")
     else:

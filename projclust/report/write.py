@@ -6,8 +6,9 @@ from pathlib import Path
 
 from projclust.errors import ProjclustError
 from projclust.report.accuracy_plots import plot_drops, plot_errors
+from projclust.report.figures import DROP_PLOT, ERROR_PLOT
 from projclust.report.html import html_report
-from projclust.report.markdown import DROP_PLOT, ERROR_PLOT, markdown_report
+from projclust.report.markdown import markdown_report
 from projclust.results.files import replace_file
 from projclust.results.rows import RESULTS_FILE, Row, write_results
 from projclust.results.summary import Summary, summarize

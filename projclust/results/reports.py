@@ -56,10 +56,10 @@ class CompressReport(Report):
     """What `projclust compress` did; what only a fit can tell is None before it.
 
     `body` is how the weights beside the table are stored, None where as they were; its bytes and relative error are
-    those of the weights that were rounded. `output_cosine` and `output_kl` compare the outputs with the dense model's,
-    on random tokens or text that the model made up (see `projclust.hf.probe.Outputs`); None of models that take more
-    than tokens. projclust_report.json is without `pushed_to`, the address of a repository,
-    for it is pushed itself.
+    those of the weights that were rounded. `dtype` is that of all other floats, where it was asked for. `output_cosine`
+    and `output_kl` compare the outputs with the dense model's, on random tokens or text that the model made up (see
+    `projclust.hf.probe.Outputs`); None of models that take more than tokens. projclust_report.json is without
+    `pushed_to`, the address of a repository, for it is pushed itself.
     """
 
     model: str
@@ -100,6 +100,7 @@ class CompressReport(Report):
     model_bytes_stored: int
     dense_parts: "list[DensePart]"
     body: str | None = None
+    dtype: str | None = None
     body_bytes_dense: int | None = None
     body_bytes_stored: int | None = None
     body_relative_error: float | None = None

@@ -78,6 +78,8 @@ class Row:
     metric: str | None = None
     weights: str | None = None
     data_sha256: str | None = None
+    # Options of the fit and the model that no other field tells, where they are not the defaults.
+    options: dict[str, Any] | None = None
     # What this version does not know of a file; it is written again.
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -93,7 +95,7 @@ class Row:
 
 _FIELDS = {part.name: part.type for part in fields(Row) if part.default_factory is MISSING}
 # What early files are without.
-_LATER = ("bits", "metric", "weights", "data_sha256")
+_LATER = ("bits", "metric", "weights", "data_sha256", "options")
 
 
 def read_results(path: Path) -> list[Row]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import pytest
 import torch
 import yaml
 from commandline import Cli, snapshot
-from safetensors.torch import load_file
-from tiny_models import VOCABULARY, WIDTH, tiny_model, uneven_model
+from safetensors.torch import load_file, save_file
+from tiny_models import VOCABULARY, WIDTH, logits, tiny_model, uneven_model
 from transformers import AutoModel
 
 from projclust import ProjClustConfig, compress_model
+from projclust.checkpoints.load import load_checkpoint
 from projclust.jobs.options import CompressOptions
 from projclust.options import Codes
 from projclust.recipes.recipe import Recipe
 from projclust.shapes import FactoredShape
 from projclust.weights.names import DEFAULT_EXPONENT
 
+FAR = "warning: the outputs are far from the dense model's ("
 REPORT_FIELDS = {
     *("model", "method", "k", "j", "loss", "affine", "n", "d", "seed", "weights", "codes", "device"),
     *("params_dense", "params_stored", "compression_rate"),
@@ -32,7 +35,7 @@ REPORT_FIELDS = {
 def compress(cli: Cli, *arguments: object) -> dict[str, Any]:
     outcome = cli("compress", *arguments, "--format", "json")
     assert outcome.code == 0, outcome.err
-    assert outcome.err == ""
+    assert not [line for line in outcome.complaints if not line.startswith(FAR)]
     return outcome.json
 
 
@@ -92,6 +95,81 @@ def test_the_folder_is_complete(cli: Cli, tiny_folder: Path, tmp_path: Path) -> 
     assert "base_model" not in card  # a local folder means nothing to others
     for text in ("BertForMaskedLM.from_pretrained", "arxiv.org/abs/2010.04290", "relative squared error"):
         assert text in body
+
+
+def test_the_card_keeps_what_holds_of_the_source_and_names_its_base(
+    cli: Cli, refused: Callable[..., str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    source = {
+        "tags": ["sentence-similarity", "onnx", "feature-extraction"],
+        "library_name": "sentence-transformers",
+        "license": "mit",
+    }
+    (tiny_folder / "README.md").write_text(f"---\n{yaml.safe_dump(source)}---\n# Tiny\n")
+    arguments = (tiny_folder, "--k", 3, "--j", 14, "--weights", "tokenizer", "-o", tmp_path / "out")
+    refusal = refused("compress", *arguments, "--base-model", "not a name")
+    assert "--base-model must be a model's name on the Hub, as user/name, not 'not a name'" in refusal
+    for named in ((), ("--base-model", "some-lab/tiny")):
+        compress(cli, *arguments, "--overwrite", *named)
+        _, front, body = (tmp_path / "out" / "README.md").read_text().split("---\n", 2)
+        card = yaml.safe_load(front)
+        assert card["tags"] == ["sentence-similarity", "feature-extraction", "projclust"]  # no ONNX file comes along
+        assert card["library_name"] == "sentence-transformers"
+        assert card.get("base_model") == (named[1] if named else None)
+        assert card.get("base_model_relation") == ("quantized" if named else None)
+        assert ("[some-lab/tiny](https://huggingface.co/some-lab/tiny)" in body) == bool(named)
+        assert "SVD of equal size (float32) would have, weighted |" in body
+    again = yaml.safe_load((tmp_path / "out" / "projclust_options.yaml").read_text())
+    assert again["base-model"] == "some-lab/tiny"
+
+
+@pytest.mark.parametrize(
+    "how", [("--bits", 8, "--sensitivity", "none"), ("--k", 3, "--j", 14), ("--k", 3, "--j", 14, "--codes", "int8")]
+)
+@pytest.mark.parametrize("name", ["bert", "llama-untied"])
+def test_the_body_is_stored_in_another_dtype(cli: Cli, tmp_path: Path, how: tuple[object, ...], name: str) -> None:
+    tiny_model(name).save_pretrained(tmp_path / "dense")
+    arguments = (tmp_path / "dense", *how, "--weights", "uniform")
+    as_it_is = compress(cli, *arguments, "-o", tmp_path / "float32")
+    for dtype in ("float16", "bfloat16"):
+        foreseen = compress(cli, *arguments, "--dtype", dtype, "--dry-run")
+        report = compress(cli, *arguments, "--dtype", dtype, "-o", tmp_path / dtype)
+        assert report["dtype"] == dtype
+        # The table is what it was, and everything else half as large.
+        assert report["bytes_stored"] == as_it_is["bytes_stored"]
+        beside = report["model_bytes_stored"] - report["bytes_stored"]
+        assert 2 * beside == as_it_is["model_bytes_stored"] - as_it_is["bytes_stored"]
+        assert foreseen["model_bytes_stored"] - foreseen["bytes_stored"] == beside
+        assert [part["bytes"] for part in report["dense_parts"]] == [
+            part["bytes"] // 2 for part in as_it_is["dense_parts"]
+        ]
+        stored = load_file(tmp_path / dtype / "model.safetensors")
+        wide = load_file(tmp_path / "float32" / "model.safetensors")
+        for key, tensor in stored.items():
+            same = "embed" in key and "position" not in key and "type" not in key and "LayerNorm" not in key
+            assert torch.equal(tensor, wide[key] if same else wide[key].to(getattr(torch, dtype))), key
+        assert f"The other weights are stored as {dtype}." in (tmp_path / dtype / "README.md").read_text()
+        own, others = (logits(load_checkpoint(tmp_path / folder).model, name) for folder in (dtype, "float32"))
+        assert torch.allclose(own.float(), others, atol=0.1)
+        assert cli("inspect", tmp_path / dtype).code == 0
+        assert cli("expand", tmp_path / dtype, "-o", tmp_path / f"{dtype}-dense").code == 0
+
+
+def test_a_dtype_that_cannot_hold_a_weight_is_refused(
+    cli: Cli, refused: Callable[..., str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    path = tiny_folder / "model.safetensors"
+    weights = load_file(path)
+    weights["bert.encoder.layer.0.output.dense.bias"][3] = 7e4
+    save_file(weights, path, metadata={"format": "pt"})
+    arguments = ("compress", tiny_folder, "--k", 3, "--j", 5, "-o", tmp_path / "out", "--dtype")
+    message = refused(*arguments, "float16")
+    assert (
+        "--dtype float16 cannot hold bert.encoder.layer.0.output.dense.bias, which has entries of 7e+04: use bfloat16"
+        in message
+    )
+    assert cli(*arguments, "bfloat16").code == 0
+    assert "drop it, or drop --body" in refused(*arguments, "float16", "--body", "int8")
 
 
 def test_same_seed_same_bytes(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
@@ -222,6 +300,22 @@ def test_an_untied_head_is_reported(cli: Cli, tmp_path: Path) -> None:
     assert "`lm_head.weight` (7,680 bytes) stays dense" in (tmp_path / "out" / "README.md").read_text()
     shown = cli("compress", tmp_path / "llama", "--k", 2, "--j", 5, "-o", tmp_path / "other")
     assert "stays dense" in shown.out
+
+
+def test_outputs_that_are_far_off_are_told_with_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    gpt2 = tiny_model("gpt2")
+    with torch.no_grad():
+        gpt2.get_input_embeddings().weight.mul_(30)  # so that it is sure of what it says next
+    for name, model in (("output_cosine", tiny_model("llama-untied")), ("output_kl", gpt2)):
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        command = ("compress", folder, "--k", 2, "-o", tmp_path / "out", "--overwrite", "--format", "json")
+        low = cli(*command, "--j", 1)
+        (line,) = low.complaints
+        assert line.startswith(FAR)
+        assert f" {low.json[name]:.2f})" in line
+        assert f"`projclust plan {folder} --probe`" in line
+        assert cli(*command, "--j", 15).complaints == []
 
 
 def test_human_output_ends_with_the_next_command(

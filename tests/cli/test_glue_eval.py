@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,29 @@ def test_the_same_command_again_does_nothing_and_says_the_same(run: Any, tmp_pat
     # Elsewhere, from scratch: the same numbers.
     assert run(out="other").code == 0
     assert list(map(without_times, rows(tmp_path / "other"))) == list(map(without_times, results))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--restarts", 2, "--tol", 0.01, "--loss", "huber", "--weights", "uniform", "--warmup", 0.1),
+        ("--variants", "dense,projective:bits=2:weights=wordfreq:en,int4,svd", "--per-task", "demo:batch-size=16"),
+        ("--protocol", "pretrained", "--variants", "projective:k=2:ranks=adaptive,random", "--freeze-embedding"),
+    ],
+    ids=["fit", "variants", "pretrained"],
+)
+def test_the_reports_command_is_the_same_experiment(
+    run: Any, cli: Cli, tmp_path: Path, more: tuple[object, ...]
+) -> None:
+    first = run(*more, "--format", "json")
+    assert first.code == 0, first
+    measured = first.json["measured"]
+    assert measured > 1
+    text = (tmp_path / "out" / "report.md").read_text()
+    (command,) = [line for line in text.split("\n") if line.startswith("projclust glue-eval")]
+    again = cli(*shlex.split(command)[1:], "-o", tmp_path / "out", "--format", "json")
+    assert again.code == 0, again
+    assert again.json["measured"] == 0
 
 
 def test_more_seeds_tasks_and_variants_are_added_to_what_is_there(run: Any, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def test_inspects_a_dense_checkpoint(cli: Cli, tiny_folder: Path) -> None:
     assert shown["compressed"] is False
     assert shown["bytes_stored"] == VOCABULARY * WIDTH * 4
     assert shown["bits_per_weight"] == 32
-    assert "projclust compress" in cli("inspect", tiny_folder).out
+    text = cli("inspect", tiny_folder).out
+    assert "--bits 0.5 is where to begin" in text
+    assert text.endswith(f"\nnext: projclust compress {tiny_folder} --bits 0.5\n")
 
 
 def test_a_fine_tuned_copy_has_no_known_error(cli: Cli, compressed_folder: Path) -> None:

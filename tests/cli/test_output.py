@@ -1,6 +1,11 @@
 """What is printed cannot steer the terminal that shows it."""
 
+import contextlib
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +65,98 @@ def test_h_shows_the_help_of_every_command(cli: Cli) -> None:
         assert short.code == 0
         assert "Usage: projclust" in short.out
         assert short.out == cli(*command, "--help").out
+
+
+def test_the_help_groups_options_and_names_no_values_of_flags(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = cli("compress", "--help").out
+    panels = re.findall(r"^╭─ (.+?) ─", text, re.MULTILINE)
+    assert panels == [
+        "Arguments",
+        *("Size", "Method and codes", "Row weights", "Solver of subspaces", "Output", "Hub", "Running"),
+    ]
+    shown = ("─ Size ─", "│ --bits ", "─ Row weights ─", "│ --weights ", "─ Hub ─", "│ --push-to-hub ")
+    places = [text.index(part) for part in shown]
+    assert places == sorted(places)
+    assert "Training" in cli("glue-eval", "--help").out
+    for command in ((), ("compress",), ("glue-eval",), ("report",)):
+        assert not re.search(r"<bool>|BOOLEAN", cli(*command, "--help").out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("compress", "x", "--bitz", 3), "projclust compress"),
+        (("glue-eval",), "projclust glue-eval"),
+        (("report", "x", "--format", "xml"), "projclust report"),
+        (("compres",), "projclust"),
+    ],
+)
+def test_a_wrong_command_line_is_told_where_help_is(
+    refused: Callable[..., str], arguments: tuple[object, ...], command: str
+) -> None:
+    assert refused(*arguments).endswith(f"({command} --help lists what there is)")
+
+
+def test_shells_complete_options_and_their_values_without_torch() -> None:
+    def completed(line: str) -> str:
+        code = "import sys, projclust.cli; sys.argv = ['projclust']\ntry: projclust.cli.main()\nfinally: assert 'torch' not in sys.modules"
+        words = {
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split(" ")) - 1),
+            "_PROJCLUST_COMPLETE": "complete_bash",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | words, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    assert completed("projclust pl").split() == ["plan"]
+    assert completed("projclust compress --ov").split() == ["--overwrite"]
+    assert completed("projclust compress --codes b").split() == ["bfloat16"]
+    # A line that is not finished may name a file that is not there.
+    assert completed("projclust compress --config absent.yaml --ov").split() == ["--overwrite"]
+
+
+def test_a_long_run_tells_its_stages_and_its_time_where_there_is_no_terminal(
+    cli: Cli, refused: Callable[..., str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("compress", tiny_folder, "--k", 3, "--j", 14, "--weights", "uniform", "--overwrite")
+    assert cli(*arguments, "-o", tmp_path / "short").err == ""
+    monkeypatch.setattr("projclust.cli.output.PATIENCE", 0.0)
+    for more in ((), ("--format", "json")):
+        outcome = cli(*arguments, "-o", tmp_path / "long", *more)
+        *stages, took = outcome.err.splitlines()
+        assert stages == [
+            f"compressing {tiny_folder}",
+            f"reading {tiny_folder}",
+            "fitting 3 subspaces of rank 14 to 120 x 16",
+            f"writing {tmp_path / 'long'}",
+        ]
+        assert re.fullmatch(r"took \d+\.\d s", took)
+        assert not set(stages) & set(outcome.out.splitlines())
+
+
+def test_a_terminal_shows_at_once_what_begins(tiny_folder: Path, tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    own, theirs = pty.openpty()
+    code = (
+        "import sys, projclust.cli.output as output; stage = output.Bar.stage\n"
+        "def told(bar, text): print(text, 'torch' in sys.modules); stage(bar, text)\n"
+        "output.Bar.stage = told\n"
+        "from projclust.cli.app import run; run(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "compress", str(tiny_folder), "--j", "3", "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=os.environ | {"COLUMNS": "250"}
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(own, 10_000):
+            shown += part
+    os.close(own)
+    # The import of the job, which takes a while, has not begun.
+    assert process.communicate()[0].splitlines()[0] == f"compressing {tiny_folder} False"
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert text.index(f"compressing {tiny_folder}") < text.index(f"reading {tiny_folder}") < text.index("took")

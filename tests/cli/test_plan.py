@@ -10,7 +10,7 @@ from commandline import Cli, snapshot
 from safetensors.torch import load_file
 from tiny_models import VOCABULARY, WIDTH, logits, tiny_model
 from torch import Tensor
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from projclust.coding.fit import fit_coded
 from projclust.coding.predict import Prediction, code_rows, least_bytes, predict_coded
@@ -132,6 +132,24 @@ def test_a_causal_model_is_picked_by_what_it_says_next(cli: Cli, tmp_path: Path)
     divergence = {row["bytes"]: row["kl"] for row in rows_of(result, "auto")}
     assert pick["bytes"] == min(size for size, kl in divergence.items() if kl <= 0.1)
     assert "--weights" not in pick["command"]
+
+
+def test_a_pick_of_another_size_than_the_recommended_one_says_why(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projclust.jobs.plan.GOOD_COSINE", 0.9999)  # more than half a bit has
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=4000, **shape)).save_pretrained(tmp_path / "bert")
+    arguments = (tmp_path / "bert", "--weights", "uniform", "--bits", "6,4,0.5", "--sensitivity", "none")
+    for more in ((), ("--probe",)):
+        result = plan(cli, *arguments, *more)
+        row = rows_of(result, "auto")[-1]
+        measured = "cosine" if more else "weighted error"
+        value = row["cosine" if more else "weighted_relative_error"]
+        assert "--bits 0.5" not in result["pick"]["command"]
+        assert f"--bits 0.5 is where to begin, and has a {measured} of {value:.4f} here" in result["pick"]["rule"]
+    assert "where to begin" not in plan(cli, *arguments[:3], "--bits", 0.5)["pick"]["rule"]
 
 
 def test_picks_and_the_human_table(cli: Cli, tiny_folder: Path) -> None:

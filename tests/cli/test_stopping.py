@@ -74,7 +74,7 @@ def test_a_stdout_that_takes_nothing_is_told(tiny_folder: Path) -> None:
 def test_a_stderr_that_takes_nothing_loses_what_goes_there_and_nothing_else(tiny_folder: Path, tmp_path: Path) -> None:
     code, out, _ = shell(f"inspect {tiny_folder} 2>&-")
     assert code == 0
-    assert out.endswith("next: projclust compress " + str(tiny_folder) + " --k 5 --ratio 0.4\n")
+    assert out.endswith("next: projclust compress " + str(tiny_folder) + " --bits 0.5\n")
     assert shell(f"inspect {tmp_path}/absent 2>&-") == (2, "", "")
     # The lowest free number is that of a closed stream: no file may get it.
     assert shell(f"compress {tiny_folder} --k 3 --j 5 -o {tmp_path}/out <&- >&- 2>&-")[0] == 1

@@ -1,5 +1,7 @@
 """report.md and report.html: what a reader is told, and that data cannot add markup."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -74,8 +76,60 @@ def test_the_command_makes_it_again() -> None:
     text = markdown(many_rows(["cola", "rte"], limit=100, codes=None))
     assert line(text, "projclust glue-eval") == (
         "projclust glue-eval some-lab/some-model --tasks cola,rte --seeds 0,1,2 --protocol paper "
-        "--variants dense,projective:k=5:j=230,svd:j=230,random:k=5:j=230 --limit 100"
+        "--variants dense,projective:k=5:j=230,svd:j=230,random:k=5:j=230 "
+        "--epochs 3 --learning-rate 3e-05 --batch-size 32 --limit 100"
     )
+    assert "projclust_options.yaml" in text  # for rows of an early version do not tell how the subspaces were fitted
+
+
+def test_the_command_holds_every_setting() -> None:
+    settings = {"baseline_epochs": 4, "epochs": 0, "freeze_embedding": True, "mixed_precision": "bf16", "warmup": 0.1}
+    options = {"restarts": 2, "weights": "wordfreq:de,en", "revision": "v2"}
+    changes: dict[str, Any] = {"settings": settings, "options": options, "glue": "my-glue"}
+    rows = many_rows(["cola", "rte"], ("dense",), (0,), **changes)
+    rows.append(
+        make_row("cola", "projective:ranks=adaptive", 0, 40.0, None, method="projective", codes=None, **changes)
+    )
+    text = markdown(rows)
+    found = line(text, "projclust glue-eval")
+    for flags in (
+        "--baseline-epochs 4 --epochs 0 --freeze-embedding --mixed-precision bf16 --warmup 0.1",
+        "--restarts 2 --weights wordfreq:de,en --revision v2",
+        "--glue-dir my-glue",
+        "--variants dense,projective:k=5:j=230:ranks=adaptive ",
+    ):
+        assert flags in found
+    assert "projclust_options.yaml" not in text
+    as_is = line(markdown(many_rows(["cola"], ("compressed",), protocol="as-is", settings=settings)), "glue-eval some")
+    assert "--epochs 0" in as_is
+    assert "--baseline-epochs" not in as_is  # which this protocol has none of
+
+
+def test_settings_of_single_tasks_are_in_the_command() -> None:
+    rows = [*many_rows(["cola"], limit=50), *many_rows(["rte"], settings={"epochs": 9, "learning_rate": 3e-05})]
+    found = line(markdown(rows), "projclust glue-eval")
+    assert found.endswith(
+        "--learning-rate 3e-05 --per-task cola:epochs=3:batch-size=32:limit=50 --per-task rte:epochs=9"
+    )
+
+
+def test_rows_that_were_fitted_in_two_ways_have_a_command_each() -> None:
+    rows = many_rows(["cola"], ("dense", "projective"), options={})
+    rows += many_rows(["cola"], ("svd",), options={"restarts": 3})
+    found = [found for found in markdown(rows).split("\n") if found.startswith("projclust glue-eval")]
+    assert len(found) == 2
+    assert sum("--restarts 3" in command and "svd" in command for command in found) == 1
+
+
+def test_without_further_training_nothing_says_that_there_was_some() -> None:
+    for protocol, kinds in (("paper", ("dense", "svd")), ("as-is", ("compressed",))):
+        rows = many_rows(["cola", "rte"], kinds, settings={"baseline_epochs": 3, "epochs": 0}, protocol=protocol)
+        untrained: dict[str, Any] = {"score_after": None, "metrics_after": None}
+        text = markdown([Row(**{**vars(row), **untrained}) for row in rows])
+        assert "trained further" not in text
+        assert "then trained" not in text
+        assert "before" not in text.replace("compressed before", "")
+        assert "without further training" in text
 
 
 def test_settings_that_differ_between_tasks() -> None:
@@ -94,7 +148,7 @@ def test_the_average_says_what_it_covers() -> None:
 def test_limits_are_marked_wherever_the_task_is_named() -> None:
     text = markdown(many_rows(["rte", "cola"], limit=200))
     named = re.findall(r"\bRTE\b.{0,30}", text)
-    assert len(named) == 8
+    assert len(named) == 15  # 6 of them in the figures of a plot
     assert all(part.startswith("RTE (limited to 200 rows)") for part in named)
     assert "average of 2 tasks (limited rows)" in text
     assert "cannot be compared with published figures" in text
@@ -151,11 +205,79 @@ def test_the_page_needs_nothing_else() -> None:
     links = [value for name, value in found.attributes if name in ("src", "href")]
     assert len(links) == 2
     assert all(link is not None and link.startswith("data:image/png;base64,iVBORyBub3Q") for link in links)
-    assert "script" not in found.tags
+    assert found.tags.count("script") == 1
     assert "table" in found.tags
     assert any("default-src 'none'" in (value or "") for _, value in found.attributes)
     assert "width=device-width" in str(found.attributes)
     assert "prefers-color-scheme: dark" in found.text
+
+
+def test_only_the_pages_own_script_runs() -> None:
+    text = html_report(markdown(many_rows(["cola"])), {"drop.png": PNG, "error.png": PNG})
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+    assert "http" not in script
+
+
+def test_the_page_says_first_what_happened() -> None:
+    rows = [make_row(task, "dense", seed, 50.0 + seed, 60.0 + seed) for task in ("cola", "rte") for seed in (0, 1)]
+    rows += [make_row(task, "svd", seed, 40.0, 57.0 + seed) for task in ("cola", "rte") for seed in (0, 1)]
+    rows += [make_row(task, "random", seed, 40.0, 59.5 + 2 * seed) for task in ("cola", "rte") for seed in (0, 1)]
+    text = markdown(rows)
+    assert text.split("\n")[2] == (
+        "After training, on the average of 2 tasks, against the dense model's 60.50 points: "
+        "**svd, k=1, j=230** (embedding 1.67 times smaller) loses 3.00 ± 0.00 points, more than noise; "
+        "**random, k=5, j=230** (embedding 1.67 times smaller) differs by 0.00 ± 0.50 points, within the noise "
+        "(noise is up to 2 standard errors over the seeds)."
+    )
+    assert text.split("\n")[4:9] == [
+        "| task | dense | svd, k=1, j=230 | random, k=5, j=230 |",
+        "| --- | --- | --- | --- |",
+        "| CoLA | 60.50 ± 0.50 | **+3.00 ± 0.00** | +0.00 ± 0.50 |",
+        "| RTE | 60.50 ± 0.50 | **+3.00 ± 0.00** | +0.00 ± 0.50 |",
+        "| average of 2 tasks | 60.50 ± 0.50 | **+3.00 ± 0.00** | +0.00 ± 0.50 |",
+    ]
+    found = page(rows)
+    assert ("class", "worse") in found.attributes
+    assert ("class", "better") not in found.attributes
+
+
+def test_the_verdict_claims_no_more_than_was_measured() -> None:
+    def first(rows: list[Row]) -> str:
+        return markdown(rows).split("\n")[2]
+
+    one_seed = [make_row(), make_row(variant="svd", after=40.0)]
+    assert "loses 10.00 points (there is one seed, so all of it may be chance)" in first(one_seed)
+    # Two seeds that agree on one validation row of 200.
+    agreed = [
+        make_row("demo", kind, seed, None, score) for kind, score in (("dense", 70.5), ("svd", 70.0)) for seed in (0, 1)
+    ]
+    assert (
+        "loses 0.50 ± 0.00 points, within the noise (noise is up to 2 standard errors over the seeds, or one row)"
+        in first(agreed)
+    )
+    assert "what the compression costs is not known" in first([make_row(variant="svd")])
+    assert "what the compression costs is not known" in first([make_row()])
+    assert "no average" in first([make_row("cola"), make_row("rte", seed=1)])
+    assert "every training diverged" in first([diverged(make_row()), diverged(make_row(variant="svd"))])
+    many = [make_row(), *(make_row(variant="svd", after=49.0 - k, label=f"v{k}", ratio=k / 10) for k in range(1, 6))]
+    assert re.search(
+        r"\*\*v1\*\*.* loses 2.00 points; \*\*v5\*\*.* loses 6.00 points; the other 3 lie between", first(many)
+    )
+
+
+def test_every_plot_has_its_figures_as_a_table() -> None:
+    rows = [
+        make_row("cola", kind, seed, 50.0, score + seed)
+        for kind, score in (("dense", 60.0), ("svd", 58.0))
+        for seed in (0, 1)
+    ]
+    found = page(rows)
+    assert found.tags.count("details") == found.tags.count("summary") == found.tags.count("img") == 2
+    text = markdown(rows)
+    assert "| CoLA | svd, k=1, j=230 | 1.67 | after | +2.00 | 0.00 |" in text
+    assert "| svd, k=1, j=230 | 1.67 | 0.1200 |" in text
 
 
 def test_several_models_are_sections() -> None:
