@@ -53,12 +53,18 @@ class Variant:
     def identity(self, fit: Recipe) -> dict[str, Any]:
         """Return what bears on a result.
 
-        The solver's options, which all variants share through `fit`, have always counted for codes and baselines too,
-        which know nothing of them.
+        The solver's options, those of `fit` where a variant gives none, have always counted for codes and baselines
+        too, which know nothing of them.
         """
         if self.recipe is None:
             return {"method": self.name, "k": None, "j": None, "affine": False, "codes": None}
-        return self.recipe.identity() | {name: getattr(fit, name) for name in ("restarts", "max_iter", "tol")}
+        source = self.recipe if self.recipe.k is not None else fit
+        return self.recipe.identity() | {name: getattr(source, name) for name in ("restarts", "max_iter", "tol")}
+
+    def told_apart_by(self, fit: Recipe) -> dict[str, Any]:
+        """Return what no other variant has, row weights too."""
+        own = self.recipe or fit
+        return self.identity(fit) | {"weights": own.weights, "weights_exponent": own.weights_exponent}
 
 
 def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant, ...]:
@@ -67,7 +73,12 @@ def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant,
     # Keyed by their labels, because two ways to write the same variant are one.
     found: dict[str, Variant] = {}
     for variant in [parse_variant(spec, base, table) for spec in specs]:
-        found.setdefault(variant.label, variant)
+        known = found.setdefault(variant.label, variant)
+        if known.told_apart_by(base) != variant.told_apart_by(base):
+            raise ProjclustError(
+                f"a report would name {known.name} and {variant.name} the same, {variant.label!r}: give each a run of "
+                "its own"
+            )
     if not found:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
     if BEST in specs and not any(variant.recipe for variant in found.values()):

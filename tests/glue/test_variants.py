@@ -197,3 +197,21 @@ def test_what_earlier_results_were_measured_with_has_not_changed() -> None:
     assert parse_variant("dense", Recipe(), TABLE).identity(Recipe()) == dense
     # Options of the solver have always counted for what knows nothing of them, too.
     assert parse_variant("int8", Recipe(restarts=3), TABLE).identity(Recipe(restarts=3))["restarts"] == 3
+
+
+def test_solver_options_of_a_variant_are_part_of_its_identity() -> None:
+    base = Recipe(k=3, j=9, restarts=4)
+    for name, value in (("restarts", 16), ("max_iter", 7), ("tol", 0.1)):
+        plain, own = parse_variant("projective", base, TABLE), parse_variant(f"projective:{name}={value}", base, TABLE)
+        assert plain.identity(base) == plain.identity(Recipe()) | {"restarts": 4}
+        assert own.identity(base) == plain.identity(base) | {name: value}
+    baseline = parse_variant("int4", base, TABLE)
+    assert baseline.identity(base)["restarts"] == 4
+
+
+@pytest.mark.parametrize("option", ["restarts=1", "bits=0.5:weights=uniform", "max_iter=7"])
+def test_variants_that_a_report_would_name_the_same_are_refused(option: str) -> None:
+    plain = "projective:bits=0.5" if "bits" in option else "projective"
+    with pytest.raises(ProjclustError, match=f"would name {plain} and projective:{option} the same"):
+        parse_variants(f"{plain},projective:{option}", Recipe(k=3, j=9), TABLE)
+    assert len(parse_variants(f"{plain},{plain}", Recipe(k=3, j=9), TABLE)) == 1
