@@ -12,7 +12,7 @@ import typer
 
 import projclust
 from projclust.cli.commands import COMMANDS
-from projclust.cli.derive import Command, Group
+from projclust.cli.derive import Command, Group, flag_of
 from projclust.cli.output import StreamError, flush, is_main_process, silence, tell
 from projclust.cli.stopping import INTERRUPTED, stopped_by
 from projclust.errors import OptionError, ProjclustError, ServiceError, not_installed
@@ -68,8 +68,7 @@ def run(arguments: Sequence[str]) -> int:
     except ServiceError as error:
         return _fail(str(error), FAILURE, debug)
     except OptionError as error:
-        flags = re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), str(error))
-        return _fail(flags, USAGE_MISTAKE, debug)
+        return _fail(re.sub(r"`(\w+)`", lambda name: flag_of(name[1]), str(error)), USAGE_MISTAKE, debug)
     except ProjclustError as error:
         return _fail(str(error), USAGE_MISTAKE, debug)
     except BrokenPipeError:

@@ -13,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from projclust.cli.output import Format
 from projclust.errors import OptionError, ProjclustError
-from projclust.options import Declared, Options, Panel, fields_of, is_required, kind_of
+from projclust.options import Declared, Options, Panel, fields_of, is_required, kind_of, part_of
+from projclust.recipes.recipe import Recipe
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -74,6 +75,12 @@ def _heed_neighbours() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if cpu_count() < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option by its name in Python."""
+    flags = part_of(Recipe, name).metadata["declared"].flags if name in {part.name for part in fields(Recipe)} else ()
+    return next((flag for flag in flags if flag.startswith("--")), "--" + name.replace("_", "-"))
 
 
 def flat(options: type[Options]) -> "dict[str, Field[Any]]":

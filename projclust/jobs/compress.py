@@ -38,11 +38,11 @@ from projclust.hf.whole import best_recipe, recipes_of_size
 from projclust.jobs.by_script import Scripts, errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
-from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks
+from projclust.options import FLOAT_BYTES, Codes, Loss, Method, Ranks, SizeOf
 from projclust.recipes.recipe import Recipe
 from projclust.recipes.subspaces import shape_of
 from projclust.results.reports import CompressReport, SameSizeSvd
-from projclust.shapes import DenseShape
+from projclust.shapes import DenseShape, parse_size
 from projclust.weights.choose import choose_weights
 from projclust.weights.row_weights import RowWeights
 
@@ -51,6 +51,8 @@ PLOT_FILE = "projclust_fit.png"
 # at 0.70 (SVD in int4) 13: docs/sizes.md, docs/results/minilm_bits and minilm_sizes. At a divergence of 1 what a model
 # used to say has become e times less probable.
 _LOW_COSINE, _HIGH_KL = 0.8, 1.0
+# Where codes have all the bits they can, less of the bytes that were asked for than this is told of.
+_MOST_BITS, _FILLED = 7.9, 0.98
 
 
 def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> CompressReport:
@@ -116,6 +118,10 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
     if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
         hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
+    if bits > _MOST_BITS and options.recipe.size_of == SizeOf.MODEL and options.recipe.size is not None:
+        taken = report.model_bytes_stored
+        if taken < _FILLED * parse_size(options.recipe.size):
+            hooks.warn(f"codes have at most 8 bits: {taken / 1e6:.2f} MB are all that the model can use of the size")
     by_script = errors_by_script(
         scripts, weights.values, lambda rows: compression.row_errors.relative(weights.values, rows)
     )

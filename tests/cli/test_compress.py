@@ -11,7 +11,7 @@ import yaml
 from commandline import Cli, snapshot
 from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, WIDTH, logits, tiny_model, uneven_model
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from projclust import ProjClustConfig, compress_model
 from projclust.checkpoints.load import load_checkpoint
@@ -537,3 +537,14 @@ def test_words_weigh_the_rows_of_auto_codes(cli: Cli, minilm: Path, tmp_path: Pa
     assert report["weighted_relative_error"] < report["relative_error"] < 1
     assert 0.495 < report["bits_per_weight"] <= 0.5
     assert report["model_bytes_stored"] < 45_000_000 < 90_000_000 < report["model_bytes_dense"]
+
+
+def test_a_size_that_no_codes_can_use_is_told_of(cli: Cli, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    BertModel(BertConfig(vocab_size=2000, **shape)).save_pretrained(tmp_path / "model")
+    for size, told in (("400KB", True), ("200KB", False)):
+        arguments = ("--size", size, "--of", "model", "--weights", "uniform", "-o", tmp_path / size)
+        outcome = cli("compress", tmp_path / "model", *arguments)
+        assert outcome.code == 0, outcome
+        assert ("MB are all that the model can use" in outcome.err) is told
