@@ -15,15 +15,19 @@ from projclust.checkpoints.save import copy_side_files
 from projclust.checkpoints.source import CONFIG, quantization_method, read_json, resolve_checkpoint
 from projclust.checkpoints.static import as_transformers
 from projclust.errors import ProjclustError
+from projclust.hf.sequences import draw_sequences, sequence_length, token_frequencies
 from projclust.jobs.common import SILENT, Hooks, versions
 from projclust.jobs.options import ExportOptions
 from projclust.onnx_export.body import with_body
 from projclust.onnx_export.check import largest_difference, require_numbers, run_onnx
 from projclust.onnx_export.graph import OPSET, export_graph
 from projclust.onnx_export.needs import GRAPHS, Body
-from projclust.onnx_export.task import draw_sentences, run_torch, task_of
+from projclust.onnx_export.task import Sample, Task, draw_inputs, run_torch, task_of
 from projclust.results.reports import ExportedFile, ExportReport
 from projclust.tables import CompressedTable
+
+# Sequences, and their length where the model takes so many positions.
+_SENTENCES = (8, 32)
 
 
 def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportReport:
@@ -41,7 +45,7 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
     hooks.stage("exporting")
     exported = export_graph(model, task)
     hooks.stage("comparing with PyTorch")
-    sample = draw_sentences(model, task)
+    sample = _sentences(model, task)
     plain = with_body(exported, Body.FLOAT32, sample)
     difference = largest_difference(task, n, run_onnx(plain, task), run_torch(model, task))
     graphs: dict[Body, bytes] = {}
@@ -72,6 +76,16 @@ def export_checkpoint(options: ExportOptions, hooks: Hooks = SILENT) -> ExportRe
         (folder / CARD_FILE).write_text(exported_card(report, source), encoding="utf-8")
         write_options(folder, options)
     return report
+
+
+def _sentences(model: PreTrainedModel, task: Task) -> Sample:
+    """Random tokens between the special tokens that the model's config knows, without padding."""
+    n = model.get_input_embeddings().num_embeddings
+    shape = (_SENTENCES[0], sequence_length(model, _SENTENCES[1]))
+    inputs = draw_inputs(task, n, shape)
+    generator = torch.Generator().manual_seed(0)
+    ids = draw_sequences(model, token_frequencies(model, None, n), shape, generator)
+    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _model_of(name: str, source: Path, hooks: Hooks) -> PreTrainedModel:

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from projclust.errors import ProjclustError
-from projclust.hf.sequences import draw_sequences, sequence_length, token_frequencies
 from projclust.onnx_export.needs import outputs_of
-
-# Sequences, and their length where the model takes so many positions.
-_SENTENCES = (8, 32)
-
 
 Sample = dict[str, Tensor]
 """What a model is called with, by the names of its inputs."""
@@ -83,16 +78,6 @@ def draw_inputs(task: Task, n: int, shape: tuple[int, int], seed: int = 0) -> Sa
     types[:, shape[1] // 3 :] = 1
     named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
     return {name: named[name] for name in task.inputs}
-
-
-def draw_sentences(model: PreTrainedModel, task: Task) -> Sample:
-    """Random tokens between the special tokens that the model's config knows, without padding."""
-    n = model.get_input_embeddings().num_embeddings
-    shape = (_SENTENCES[0], sequence_length(model, _SENTENCES[1]))
-    inputs = draw_inputs(task, n, shape)
-    generator = torch.Generator().manual_seed(0)
-    ids = draw_sequences(model, token_frequencies(model, None, n), shape, generator)
-    return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def run_torch(model: PreTrainedModel, task: Task) -> Callable[[Sample], list[Tensor]]:
