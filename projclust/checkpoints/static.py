@@ -5,6 +5,7 @@ transformers has one: XLNet adds nothing to its word embedding. As a folder of t
 others, and sentence-transformers loads it with its stock modules; `write_static` goes back.
 """
 
+import atexit
 import json
 import shutil
 import tempfile
@@ -41,18 +42,19 @@ def as_transformers(folder: Path) -> Path:
     if part is None:
         return folder
     weights = part / WEIGHTS
-    return Path(_converted(folder, weights.stat().st_mtime_ns if weights.is_file() else 0).name)
+    return _converted(folder, weights.stat().st_mtime_ns if weights.is_file() else 0)
 
 
 @cache
-def _converted(folder: Path, changed: int) -> "tempfile.TemporaryDirectory[str]":
-    made = tempfile.TemporaryDirectory(prefix="projclust-")  # goes at the end of this process
+def _converted(folder: Path, changed: int) -> Path:
+    made = Path(tempfile.mkdtemp(prefix="projclust-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
     try:
-        _convert(folder, Path(made.name))
+        _convert(folder, made)
     except OSError as error:
-        made.cleanup()
+        shutil.rmtree(made, ignore_errors=True)
         raise ProjclustError(
-            f"cannot write to {made.name}: {error.strerror or error}; TMPDIR names another folder for such files"
+            f"cannot write to {made}: {error.strerror or error}; TMPDIR names another folder for such files"
         ) from None
     return made
 
