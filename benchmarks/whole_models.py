@@ -280,8 +280,8 @@ def plot(results: list[Result], path: Path) -> None:
         axis.plot(x, y, marks[result.engine], color=BLUE if ours else GREY, markersize=8)
         label = f"{result.name.removeprefix('projclust, ')} ({result.engine})"
         left = x > 0.4 * results[0].bytes / 1e6
-        # Above and below in turns, for models of a size are neighbours.
-        place: dict[str, Any] = {"xytext": (0, 8 if number % 2 else -15), "ha": "right" if left else "left"}
+        # Above and below in turns, near and further off, for models of a size are neighbours.
+        place: dict[str, Any] = {"xytext": (0, (-15, 20, -27, 8)[number % 4]), "ha": "right" if left else "left"}
         axis.annotate(label, (x, y), textcoords="offset points", fontsize=8, **place)
     axis.axhline(0, color="black", linestyle="--", linewidth=1)
     axis.set(xscale="log", xlabel="MB of all weights", ylabel="STS-B, points beside the dense model")
@@ -290,7 +290,7 @@ def plot(results: list[Result], path: Path) -> None:
     axis.set_xticks(shown, list(map(str, shown)))
     axis.minorticks_off()
     axis.set_xlim(right=results[0].bytes / 1e6)
-    axis.set_ylim(bottom=min(-1, axis.get_ylim()[0]), top=0.15)  # less than that is noise
+    axis.set_ylim(bottom=min(-0.6, axis.get_ylim()[0]), top=0.15)  # less than that is noise
     axis.set_title(f"Whole models (blue: projclust); dense: {results[0].bytes / 1e6:.0f} MB, {results[0].stsb:.2f}")
     axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
