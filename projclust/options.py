@@ -122,7 +122,7 @@ class Device(Choice):
     CUDA = "cuda"
 
 
-class Panel(Choice):
+class HelpPanel(Choice):
     """The groups of options in the help of a command, in their order there."""
 
     SIZE = "Size"
@@ -164,7 +164,7 @@ class Declared:
     hint: str = ""
     aliases: tuple[str, ...] = ()
     is_argument: bool = False
-    panel: Panel = Panel.RUNNING
+    panel: HelpPanel = HelpPanel.RUNNING
 
 
 def option(default: Any, help: str, *flags: str, **more: Any) -> Any:
@@ -239,18 +239,18 @@ class FitOptions(Options):
     ranks: Ranks = option(
         Ranks.EQUAL,
         "adaptive gives each subspace a rank of its own, with no more parameters than --j for all.",
-        panel=Panel.SOLVER,
+        panel=HelpPanel.SOLVER,
     )
     loss: Loss = option(
         Loss.L2,
         "What is summed of the rows' distances: l2 their squares; l1 and huber heed outliers less.",
-        panel=Panel.SOLVER,
+        panel=HelpPanel.SOLVER,
     )
-    affine: bool = option(False, "Let every subspace have a mean.", panel=Panel.SOLVER)
-    restarts: int = option(16, "The number of starts to try.", least=1, panel=Panel.SOLVER)
-    max_iter: int = option(100, "The most steps of a fit.", least=1, panel=Panel.SOLVER)
+    affine: bool = option(False, "Let every subspace have a mean.", panel=HelpPanel.SOLVER)
+    restarts: int = option(16, "The number of starts to try.", least=1, panel=HelpPanel.SOLVER)
+    max_iter: int = option(100, "The most steps of a fit.", least=1, panel=HelpPanel.SOLVER)
     tol: float = option(
-        1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0, panel=Panel.SOLVER
+        1e-3, "Stop when moving rows lowers the cost by no more than this fraction.", least=0, panel=HelpPanel.SOLVER
     )
     seed: int = option(0, "The seed of all random choices.", least=0, most=2**63 - 1)
 

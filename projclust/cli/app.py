@@ -12,9 +12,9 @@ import typer
 
 import projclust
 from projclust.cli.commands import COMMANDS
-from projclust.cli.derive import Command, Group, flag_of
-from projclust.cli.output import StreamError, flush, is_main_process, silence, tell
-from projclust.cli.stopping import INTERRUPTED, stopped_by
+from projclust.cli.derive import Command, Group
+from projclust.cli.output import StreamError, flush, silence, tell
+from projclust.cli.stopping import INTERRUPTED, is_main_process, stopped_by
 from projclust.errors import OptionError, ProjclustError, ServiceError, not_installed
 
 USAGE_MISTAKE, FAILURE = 2, 1
@@ -68,7 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     except ServiceError as error:
         return _fail(str(error), FAILURE, debug)
     except OptionError as error:
-        return _fail(re.sub(r"`(\w+)`", lambda name: flag_of(name[1]), str(error)), USAGE_MISTAKE, debug)
+        flags = re.sub(r"`(\w+)`", lambda name: "--" + name[1].replace("_", "-"), str(error))
+        return _fail(flags, USAGE_MISTAKE, debug)
     except ProjclustError as error:
         return _fail(str(error), USAGE_MISTAKE, debug)
     except BrokenPipeError:

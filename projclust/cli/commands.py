@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 from projclust.checkpoints.source import local_folder, static_part
 from projclust.cli.browser import open_page
 from projclust.cli.derive import command
-from projclust.cli.output import Format, aligned, is_main_process, plain, progress_bar, quoted, show, warn
+from projclust.cli.output import Format, aligned, plain, progress_bar, quoted, show, warn
+from projclust.cli.stopping import is_main_process
 from projclust.cli.views import (
     cell_line,
     compress_lines,

@@ -13,8 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from projclust.cli.output import Format
 from projclust.errors import OptionError, ProjclustError
-from projclust.options import Declared, Options, Panel, fields_of, is_required, kind_of, part_of
-from projclust.recipes.recipe import Recipe
+from projclust.options import Declared, HelpPanel, Options, fields_of, is_required, kind_of
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -77,12 +76,6 @@ def _heed_neighbours() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))
 
 
-def flag_of(name: str) -> str:
-    """The flag of an option by its name in Python."""
-    flags = part_of(Recipe, name).metadata["declared"].flags if name in {part.name for part in fields(Recipe)} else ()
-    return next((flag for flag in flags if flag.startswith("--")), "--" + name.replace("_", "-"))
-
-
 def flat(options: type[Options]) -> "dict[str, Field[Any]]":
     """Every declared field of options by its name, nested ones among the rest."""
     found: dict[str, Field[Any]] = {}
@@ -101,7 +94,7 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 def _place_in_help(part: "Field[Any]") -> int:
     """Arguments first, then the panels in their order."""
     declared: Declared = part.metadata["declared"]
-    return -1 if declared.is_argument else list(Panel).index(declared.panel)
+    return -1 if declared.is_argument else list(HelpPanel).index(declared.panel)
 
 
 def _parameter(part: "Field[Any]") -> inspect.Parameter:
@@ -199,7 +192,7 @@ def _built(options: type[Options], values: Mapping[str, Any]) -> Options:
     return options(**made)
 
 
-_RUNNING = str(Panel.RUNNING)
+_RUNNING = str(HelpPanel.RUNNING)
 _FORMAT = Annotated[Format, typer.Option("--format", help="How to print the result.", rich_help_panel=_RUNNING)]
 _DEBUG = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error.", metavar="", rich_help_panel=_RUNNING)

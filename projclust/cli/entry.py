@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from projclust.cli.stopping import INTERRUPTED, heed_signals, stopped_by
+from projclust.cli.stopping import INTERRUPTED, heed_signals, is_main_process, stopped_by
 from projclust.errors import not_installed
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         print(f"error: {not_installed(error)}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:  # before `run` could heed it
-        if os.environ.get("RANK", "0") == "0":  # of many processes, one says it
+        if is_main_process():
             print("error: interrupted", file=sys.stderr)
         code = stopped_by() or INTERRUPTED
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left that could say anything

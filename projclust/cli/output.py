@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from projclust.cli.stopping import is_main_process
+
 
 class Format(str, Enum):
     """How a result is printed."""
@@ -84,11 +86,6 @@ def tell(text: str) -> None:
 def silence(stream: TextIO) -> None:
     """Lead a stream nowhere, what waits in it and would fail again as Python ends too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def is_main_process() -> bool:
-    """Whether this is the one that prints, of the processes that torchrun or `accelerate launch` started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def warn(text: str) -> None:

@@ -1,5 +1,6 @@
-"""The signals that end a run: each is taken as Ctrl-C is."""
+"""The signals that end a run: each is taken as Ctrl-C is. And which of many processes speaks of it."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any
@@ -27,3 +28,8 @@ def _stop(number: int, frame: FrameType | None) -> Any:
 def stopped_by() -> int | None:
     """The exit code of the signal that came first; None where none came."""
     return 128 + _received[0] if _received else None
+
+
+def is_main_process() -> bool:
+    """Whether this is the one that prints, of the processes that torchrun or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"

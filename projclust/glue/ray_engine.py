@@ -225,6 +225,7 @@ def _read(folder: Path) -> Files:
 
 
 def write_files(files: Files, folder: Path) -> None:
+    """Write a folder again."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from projclust.errors import OptionError, ProjclustError
 from projclust.glue.tasks import TASKS
-from projclust.options import Choice, Options, Panel, option, part_of, read_value
+from projclust.options import Choice, HelpPanel, Options, option, part_of, read_value
 
 
 class Precision(Choice):
@@ -26,33 +26,35 @@ class Settings(Options):
     """
 
     baseline_epochs: int = option(
-        3, "Train so many epochs before the compression, with --protocol paper.", least=0, panel=Panel.TRAINING
+        3, "Train so many epochs before the compression, with --protocol paper.", least=0, panel=HelpPanel.TRAINING
     )
-    epochs: int = option(2, "Train so many epochs after the compression.", least=0, panel=Panel.TRAINING)
+    epochs: int = option(2, "Train so many epochs after the compression.", least=0, panel=HelpPanel.TRAINING)
     learning_rate: float = option(
-        3e-5, "Train with this learning rate of AdamW after the warm-up.", above=0, below=inf, panel=Panel.TRAINING
+        3e-5, "Train with this learning rate of AdamW after the warm-up.", above=0, below=inf, panel=HelpPanel.TRAINING
     )
-    batch_size: int = option(32, "Use so many rows in one step, over all processes.", least=1, panel=Panel.TRAINING)
+    batch_size: int = option(32, "Use so many rows in one step, over all processes.", least=1, panel=HelpPanel.TRAINING)
     gradient_accumulation: int = option(
         1,
         "Cut a batch into so many parts, to save memory; an epoch's last batch, if not full, weighs less.",
         least=1,
-        panel=Panel.TRAINING,
+        panel=HelpPanel.TRAINING,
     )
-    max_length: int = option(128, "Cut rows to at most so many tokens.", least=4, panel=Panel.TRAINING)
+    max_length: int = option(128, "Cut rows to at most so many tokens.", least=4, panel=HelpPanel.TRAINING)
     warmup: float = option(
-        0.06, "Let the learning rate rise during this fraction of the steps.", least=0, most=1, panel=Panel.TRAINING
+        0.06, "Let the learning rate rise during this fraction of the steps.", least=0, most=1, panel=HelpPanel.TRAINING
     )
     weight_decay: float = option(
-        0.0, "Train with this weight decay of AdamW.", least=0, below=inf, panel=Panel.TRAINING
+        0.0, "Train with this weight decay of AdamW.", least=0, below=inf, panel=HelpPanel.TRAINING
     )
     max_grad_norm: float = option(
-        1.0, "Scale larger gradients down to this norm.", above=0, below=inf, panel=Panel.TRAINING
+        1.0, "Scale larger gradients down to this norm.", above=0, below=inf, panel=HelpPanel.TRAINING
     )
-    mixed_precision: Precision = option(Precision.NO, "Train in this precision.", panel=Panel.TRAINING)
-    freeze_embedding: bool = option(False, "Do not train the embedding after the compression.", panel=Panel.TRAINING)
+    mixed_precision: Precision = option(Precision.NO, "Train in this precision.", panel=HelpPanel.TRAINING)
+    freeze_embedding: bool = option(
+        False, "Do not train the embedding after the compression.", panel=HelpPanel.TRAINING
+    )
     limit: int | None = option(
-        None, "For a quick look, use only so many rows of each split; reports say so.", least=1, panel=Panel.DATA
+        None, "For a quick look, use only so many rows of each split; reports say so.", least=1, panel=HelpPanel.DATA
     )
 
 

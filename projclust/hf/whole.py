@@ -19,8 +19,8 @@ from projclust.weights.row_weights import RowWeights
 
 # What a header of safetensors says of a tensor beside its name, and how many tensors a coded table has.
 _HEADER, _TABLE_TENSORS = 100, 10
-# Codes have no more bits.
-_MOST_BITS = 8
+# Codes have no more bits a weight.
+MOST_BITS = 8
 
 
 def recipes_of_size(model: PreTrainedModel, recipe: Recipe, beside: int = 0) -> list[Recipe]:
@@ -48,11 +48,11 @@ def recipes_of_size(model: PreTrainedModel, recipe: Recipe, beside: int = 0) -> 
     left = {body: budget - others + saved_bytes(model, body) for body in bodies}
     for body, size in left.items():
         if size >= least_bytes(n, d):
-            at_most = min(size, _MOST_BITS * n * d // 8)
+            at_most = min(size, MOST_BITS * n * d // 8)
             found.append(replace(recipe, size_of=SizeOf.EMBEDDING, size=str(at_most), body=body, codes=Codes.AUTO))
     # A table of the most bits there are gains nothing from the bytes that a smaller body leaves over, and so the size
     # may not be used up.
-    enough = [one for one in found if int(one.size or 0) == _MOST_BITS * n * d // 8]
+    enough = [one for one in found if int(one.size or 0) == MOST_BITS * n * d // 8]
     found = [one for one in found if one not in enough[1:]]
     if not found:
         least = budget - max(left.values()) + least_bytes(n, d)

@@ -34,7 +34,7 @@ from projclust.hf.compression import Compression, Run, compress_embedding
 from projclust.hf.generation import own_text_of
 from projclust.hf.probe import Probe
 from projclust.hf.swap import DensePart, dense_parts
-from projclust.hf.whole import best_recipe, recipes_of_size
+from projclust.hf.whole import MOST_BITS, best_recipe, recipes_of_size
 from projclust.jobs.by_script import Scripts, errors_by_script
 from projclust.jobs.common import SILENT, Dense, Hooks, Processes, choose_device, load_dense, processes, versions
 from projclust.jobs.options import CompressOptions
@@ -51,8 +51,8 @@ PLOT_FILE = "projclust_fit.png"
 # at 0.70 (SVD in int4) 13: docs/sizes.md, docs/results/minilm_bits and minilm_sizes. At a divergence of 1 what a model
 # used to say has become e times less probable.
 _LOW_COSINE, _HIGH_KL = 0.8, 1.0
-# Where codes have all the bits they can, less of the bytes that were asked for than this is told of.
-_MOST_BITS, _FILLED = 7.9, 0.98
+# Where codes have all the bits they can, less of what was asked for than this is told of.
+_FILLED = 0.99
 
 
 def compress_checkpoint(options: CompressOptions, hooks: Hooks = SILENT) -> CompressReport:
@@ -106,7 +106,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
     hooks.stage(_what_is_fitted(recipe, dense.shape))
     fit_started = time.perf_counter()
     run = Run(team.device, team.group, hooks.step, hooks.rows)
-    compression = compress_embedding(dense.loaded.model, recipe, weights, run, twin_check=options.twin_check)
+    compression = compress_embedding(model, recipe, weights, run, twin_check=options.twin_check)
     report = replace(_fitted(report, compression), fit_seconds=round(time.perf_counter() - fit_started, 3))
     svd_options = ClusteringOptions(1, 1, method=Method.SVD)
     svd = fit_clustering(table, svd_options, weights.values, device=team.device, process_group=team.group)
@@ -115,13 +115,7 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         outputs = dense_outputs.outputs_now()
         report = replace(report, output_cosine=outputs.cosine, output_kl=outputs.kl)
         _warn_of_outputs(report, hooks)
-    bits = dense.shape.bits_for_bytes(compression.fitted.bytes)
-    if recipe.is_auto and 8 < bits < 0.99 * (recipe.bits or 0):
-        hooks.warn(f"codes have at most 8 bits: {bits:.2f} bits a weight are all that they can use")
-    if bits > _MOST_BITS and options.recipe.size_of == SizeOf.MODEL and options.recipe.size is not None:
-        taken = report.model_bytes_stored
-        if taken < _FILLED * parse_size(options.recipe.size):
-            hooks.warn(f"codes have at most 8 bits: {taken / 1e6:.2f} MB are all that the model can use of the size")
+    _warn_of_unused(options, report, compression, hooks)
     by_script = errors_by_script(
         scripts, weights.values, lambda rows: compression.row_errors.relative(weights.values, rows)
     )
@@ -146,6 +140,21 @@ def _compress(options: CompressOptions, hooks: Hooks, team: Processes, started: 
         content = {name: value for name, value in report.as_json().items() if name != "pushed_to"}
         (folder / REPORT_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return replace(report, pushed_to=_pushed_to(options, hooks))
+
+
+def _warn_of_unused(options: CompressOptions, report: CompressReport, compression: Compression, hooks: Hooks) -> None:
+    """Tell of bits or bytes that were asked for and that no codes can use."""
+    fitted, asked = compression.fitted, options.recipe
+    bits = fitted.problem.shape.bits_for_bytes(fitted.bytes)
+    if not fitted.recipe.is_auto or bits < _FILLED * MOST_BITS:
+        return
+    if bits < _FILLED * (fitted.recipe.bits or 0):
+        hooks.warn(f"codes have at most {MOST_BITS} bits: {bits:.2f} bits a weight are all that they can use")
+    taken = report.model_bytes_stored
+    if asked.size_of == SizeOf.MODEL and asked.size is not None and taken < _FILLED * parse_size(asked.size):
+        hooks.warn(
+            f"codes have at most {MOST_BITS} bits: {taken / 1e6:.2f} MB are all that the model can use of the size"
+        )
 
 
 def _dtype(options: CompressOptions) -> torch.dtype | None:

@@ -16,8 +16,8 @@ from projclust.onnx_export.needs import Body
 from projclust.options import (
     Choice,
     Device,
+    HelpPanel,
     Options,
-    Panel,
     Sensitivity,
     SizeOf,
     argument,
@@ -71,22 +71,22 @@ class CompressOptions(Options):
     dtype: Dtype | None = option(
         None,
         "Store the floats of what stays dense, the body, in this dtype (as the source has them).",
-        panel=Panel.METHOD,
+        panel=HelpPanel.METHOD,
     )
     device: Device = option(Device.AUTO, "Where to compute.")
     output: str | None = option(
-        None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+        None, "The folder to write (<name>-projclust).", "-o", "--output", metavar="DIR", panel=HelpPanel.OUTPUT
     )
-    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
+    overwrite: bool = option(False, _OVERWRITE, panel=HelpPanel.OUTPUT)
     push_to_hub: str | None = option(
-        None, "Push the folder to this repository afterwards, user/name.", metavar="REPO", panel=Panel.HUB
+        None, "Push the folder to this repository afterwards, user/name.", metavar="REPO", panel=HelpPanel.HUB
     )
-    private: bool = option(False, "With --push-to-hub: create a private repository.", panel=Panel.HUB)
+    private: bool = option(False, "With --push-to-hub: create a private repository.", panel=HelpPanel.HUB)
     base_model: str | None = option(
-        None, "The model's name on the Hub, for the card, where MODEL is a folder.", metavar="ID", panel=Panel.HUB
+        None, "The model's name on the Hub, for the card, where MODEL is a folder.", metavar="ID", panel=HelpPanel.HUB
     )
-    dry_run: bool = option(False, "Show the sizes; fit and write nothing.", panel=Panel.OUTPUT)
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    dry_run: bool = option(False, "Show the sizes; fit and write nothing.", panel=HelpPanel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
     twin_check: bool = option(
         True,
         "Refuse a model that answers otherwise than with the same rows in a dense table.",
@@ -130,31 +130,33 @@ class GlueEvalOptions(Options):
     """The options of `projclust glue-eval`; what is None follows from the others."""
 
     model: str = argument("The Hub id or the local folder of a model, dense or compressed.", "MODEL")
-    tasks: str = option("all", "all (the nine of GLUE), or some: cola,sst2,...; demo needs no data.", panel=Panel.DATA)
+    tasks: str = option(
+        "all", "all (the nine of GLUE), or some: cola,sst2,...; demo needs no data.", panel=HelpPanel.DATA
+    )
     glue_dir: str | None = option(
         None,
         "A folder of nyu-mll/glue's layout; else the one PROJCLUST_GLUE_DIR names, else the Hub.",
         metavar="DIR",
-        panel=Panel.DATA,
+        panel=HelpPanel.DATA,
     )
     variants: str | None = option(
         None,
         f"Compare some of dense, svd, random, projective, best, {', '.join(BASELINES)}, also with own options: "
         "projective:k=3:ratio=0.8, projective:bits=0.5 (dense,svd,projective).",
-        panel=Panel.DATA,
+        panel=HelpPanel.DATA,
     )
     recipe: Recipe = nested(Recipe(), without=("method", "seed"))
     protocol: Protocol | None = option(
-        None, "paper: train, compress, train; pretrained: compress, train (paper).", panel=Panel.TRAINING
+        None, "paper: train, compress, train; pretrained: compress, train (paper).", panel=HelpPanel.TRAINING
     )
     epochs: int | None = like(
         Settings, "epochs", default=None, help="Train so many epochs after the compression (2; pretrained: 3)."
     )
     settings: Settings = nested(Settings(), without=("epochs",))
     per_task: tuple[str, ...] = option(
-        (), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC", panel=Panel.TRAINING
+        (), "Settings for one task: cola:warmup=0:epochs=4. Repeatable.", metavar="SPEC", panel=HelpPanel.TRAINING
     )
-    seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.", panel=Panel.DATA)
+    seeds: tuple[int, ...] = option((0, 1, 2), "The seeds; there is one run for each.", panel=HelpPanel.DATA)
     device: Device = option(Device.AUTO, "Where to compute; cpu keeps off a GPU.")
     engine: str | None = option(
         None,
@@ -165,9 +167,9 @@ class GlueEvalOptions(Options):
     cpus_per_cell: int = option(1, "With --engine: the cores, and threads, of a cell.", least=1)
     gpus_per_cell: float = option(0.0, "With --engine: the GPUs of a cell, 0.5 for half of one.", least=0)
     output: str | None = option(
-        None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+        None, "The folder of the results (<name>-glue).", "-o", "--output", metavar="DIR", panel=HelpPanel.OUTPUT
     )
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
 
     def check(self) -> None:
         """Refuse tasks, seeds and settings that cannot be."""
@@ -210,7 +212,7 @@ class PlanOptions(Options):
         metavar="LIST",
         above=0,
         below=32,
-        panel=Panel.SIZE,
+        panel=HelpPanel.SIZE,
     )
     size: str | None = like(Recipe, "size", help="The target: stored bytes of the embedding, as 400KB or 1.5MB.")
     probe: bool = option(False, "Also compare the model's outputs, on random sequences of its tokens.")
@@ -223,10 +225,10 @@ class PlanOptions(Options):
     seed: int = like(Recipe, "seed")
     device: Device = option(Device.AUTO, "Where to compute.")
     output: str | None = option(
-        None, "The folder for the plan and its plot.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT
+        None, "The folder for the plan and its plot.", "-o", "--output", metavar="DIR", panel=HelpPanel.OUTPUT
     )
-    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    overwrite: bool = option(False, _OVERWRITE, panel=HelpPanel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
 
     def check(self) -> None:
         """Refuse a plan without sizes, or with weights that are none."""
@@ -252,9 +254,9 @@ class ExpandOptions(Options):
     """The options of `projclust expand`."""
 
     path: str = argument("The folder or the Hub id of a compressed model.", "PATH")
-    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT)
-    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=HelpPanel.OUTPUT)
+    overwrite: bool = option(False, _OVERWRITE, panel=HelpPanel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
 
     def check_folder(self) -> None:
         """Refuse a folder that must not or cannot be written; see `check_target`."""
@@ -272,17 +274,17 @@ class ExportOptions(Options):
     """The options of `projclust export`."""
 
     model: str = argument("The Hub id or the local folder of a model, compressed or dense.", "MODEL")
-    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=Panel.OUTPUT)
-    to: Target = option(Target.ONNX, "The kind of file.", panel=Panel.OUTPUT)
+    output: str = required("The folder to write.", "-o", "--output", metavar="DIR", panel=HelpPanel.OUTPUT)
+    to: Target = option(Target.ONNX, "The kind of file.", panel=HelpPanel.OUTPUT)
     body: str = option(
         "float32",
         "The weights beside the table: float32 (model.onnx), int8 (model_quantized.onnx, transformers.js's q8), int4 "
         "(model_q4.onnx), or several with commas between them.",
         metavar="LIST",
-        panel=Panel.OUTPUT,
+        panel=HelpPanel.OUTPUT,
     )
-    overwrite: bool = option(False, _OVERWRITE, panel=Panel.OUTPUT)
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    overwrite: bool = option(False, _OVERWRITE, panel=HelpPanel.OUTPUT)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
 
     def check(self) -> None:
         """Refuse bodies that there are not."""
@@ -304,7 +306,7 @@ class InspectOptions(Options):
     """The options of `projclust inspect`."""
 
     path: str = argument("The folder or the Hub id of a dense or compressed model.", "PATH")
-    revision: str | None = option(None, _REVISION, panel=Panel.HUB)
+    revision: str | None = option(None, _REVISION, panel=HelpPanel.HUB)
 
 
 @dataclass(frozen=True)
@@ -313,8 +315,8 @@ class PushOptions(Options):
 
     path: str = argument("A folder that projclust wrote.", "PATH")
     repo: str = argument("The repository on the Hub, user/name.", "REPO")
-    private: bool = option(False, "Create the repository as a private one.", panel=Panel.HUB)
-    dry_run: bool = option(False, "List the files; push nothing.", panel=Panel.OUTPUT)
+    private: bool = option(False, "Create the repository as a private one.", panel=HelpPanel.HUB)
+    dry_run: bool = option(False, "List the files; push nothing.", panel=HelpPanel.OUTPUT)
 
     def check(self) -> None:
         """Refuse a name that no repository can have."""
@@ -327,9 +329,9 @@ class ReportOptions(Options):
 
     folders: tuple[str, ...] = argument("The folders that `projclust glue-eval` wrote.", "DIR")
     output: str | None = option(
-        None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT", panel=Panel.OUTPUT
+        None, "The report's folder (the DIR, if only one).", "-o", "--output", metavar="OUT", panel=HelpPanel.OUTPUT
     )
     card: str | None = option(
-        None, "Also put results into this compressed folder's model card.", metavar="FOLDER", panel=Panel.OUTPUT
+        None, "Also put results into this compressed folder's model card.", metavar="FOLDER", panel=HelpPanel.OUTPUT
     )
-    open: bool = option(False, "Open the page in the browser, where there is one.", panel=Panel.OUTPUT)
+    open: bool = option(False, "Open the page in the browser, where there is one.", panel=HelpPanel.OUTPUT)

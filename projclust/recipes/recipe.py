@@ -11,8 +11,8 @@ from projclust.options import (
     Body,
     Codes,
     FitOptions,
+    HelpPanel,
     Method,
-    Panel,
     Sensitivity,
     SizeOf,
     check_combination,
@@ -75,25 +75,29 @@ class Recipe(FitOptions):
         "What is fitted; svd and random are baselines.",
         choices=tuple(METHODS),
         metavar="METHOD",
-        panel=Panel.METHOD,
+        panel=HelpPanel.METHOD,
     )
     k: int | None = option(
-        None, "The number of subspaces (5; 1 with method svd).", "-k", "--k", least=1, panel=Panel.SIZE
+        None, "The number of subspaces (5; 1 with method svd).", "-k", "--k", least=1, panel=HelpPanel.SIZE
     )
-    j: int | None = option(None, "The dimension of the subspaces.", "-j", "--j", least=1, panel=Panel.SIZE)
+    j: int | None = option(None, "The dimension of the subspaces.", "-j", "--j", least=1, panel=HelpPanel.SIZE)
     ratio: float | None = option(
         None,
         "Instead of --j: the fraction of the parameters (with codes auto: of the bytes) to take off, 0.4 for 40%.",
         above=0,
         below=1,
         hint="0.4 takes 40% off",
-        panel=Panel.SIZE,
+        panel=HelpPanel.SIZE,
     )
     bits: float | None = option(
-        None, "The stored bits for each weight of the table, everything counted.", above=0, below=32, panel=Panel.SIZE
+        None,
+        "The stored bits for each weight of the table, everything counted.",
+        above=0,
+        below=32,
+        panel=HelpPanel.SIZE,
     )
     size: str | None = option(
-        None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES", panel=Panel.SIZE
+        None, "The stored bytes of the embedding, as 400KB or 1.5MB.", metavar="BYTES", panel=HelpPanel.SIZE
     )
     weights: str | None = option(
         None,
@@ -101,13 +105,13 @@ class Recipe(FitOptions):
         "tokenizer[:LANG,...] (how often its tokenizer expects each token), wordfreq[:LANG,...] (by dictionaries), "
         "counts:FILE, text:FILE, uniform, or auto, which takes what suits the model: its own text where it generates, "
         "else the languages of the vocabulary (uniform; with codes auto, auto).",
-        panel=Panel.WEIGHTS,
+        panel=HelpPanel.WEIGHTS,
     )
     weights_exponent: float | None = option(
         None,
         "The power to which frequencies are raised to make weights (0.4; with tokenizer 0.5, model 0.6, counts 1).",
         above=0,
-        panel=Panel.WEIGHTS,
+        panel=HelpPanel.WEIGHTS,
     )
     size_of: SizeOf = option(
         SizeOf.EMBEDDING,
@@ -115,18 +119,18 @@ class Recipe(FitOptions):
         "unless it is named.",
         "--of",
         aliases=("of",),
-        panel=Panel.SIZE,
+        panel=HelpPanel.SIZE,
     )
     body: Body | None = option(
         None,
         "Also store the weights beside the table as int8 or int4, which a loaded model has as floats again.",
-        panel=Panel.METHOD,
+        panel=HelpPanel.METHOD,
     )
     codes: Codes | None = option(
         None,
         "How numbers are stored: as floats (by default the model's), as int8 or int4, or auto, which --bits and --size "
         "choose by themselves.",
-        panel=Panel.METHOD,
+        panel=HelpPanel.METHOD,
     )
     sensitivity: Sensitivity = option(
         Sensitivity.MODEL,
@@ -134,7 +138,7 @@ class Recipe(FitOptions):
         "--sensitivity",
         "--metric",
         aliases=("metric",),
-        panel=Panel.METHOD,
+        panel=HelpPanel.METHOD,
     )
 
     def check(self) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 import projclust
-from projclust.cli.derive import flag_of
 
 Refused = Callable[..., str]
 
@@ -332,12 +331,3 @@ def test_a_model_without_a_tokenizer_is_coded_with_uniform_weights(cli: Cli, tin
     assert outcome.code == 0
     assert outcome.json["weights"] == "uniform"
     assert outcome.err.startswith("warning: all rows weigh the same")
-
-
-def test_options_are_named_by_their_flags() -> None:
-    assert [flag_of(name) for name in ("size_of", "k", "weights_exponent", "no_such")] == [
-        "--of",
-        "--k",
-        "--weights-exponent",
-        "--no-such",
-    ]
