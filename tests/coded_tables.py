@@ -1,14 +1,16 @@
 """Coded tables to test with, and a decoder of rows that is written bit by bit from docs/format.md."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from projclust.coding.codebooks import FIRST_TABLE, KINDS, decode_tables
-from projclust.coding.fit import CodedMatrix, fit_coded
+from projclust.coding.fit import CodedMatrix, code_clusters, fit_coded
 from projclust.tables import CodedEmbedding
+
+ODD = 13  # columns, an odd number of nibbles
 
 
 def decode_bits(bits: str, kinds: Sequence[int]) -> list[float]:
@@ -73,3 +75,29 @@ def row_bits(kinds: Tensor) -> int:
     """Bits of a row whose coordinates have these kinds, (r,)."""
     counts = torch.bincount(kinds.long(), minlength=len(KINDS)).tolist()
     return sum(-(-count // kind.values) * kind.bits for count, kind in zip(counts, KINDS, strict=True))
+
+
+def clusters(codes: str, affine: bool, ranks: tuple[int, ...] = (5, 2, 4, 3)) -> CodedMatrix:
+    """300 rows in three clusters and an empty one, coded in integers."""
+    table, labels = skewed_table(300, ODD), torch.arange(300) % 3
+    bases = torch.linalg.qr(gaussian(4, ODD, 5, seed=1))[0].mT.contiguous()  # the last cluster is empty
+    means = gaussian(4, ODD, seed=2) if affine else None
+    return code_clusters(table, labels, bases=bases, means=means, ranks=list(ranks), codes=codes)
+
+
+def long_classes() -> CodedMatrix:
+    """Classes of some thousands of rows, whose logits are added up in pieces and by wide windows."""
+    return fit_coded(skewed_table(20_000, ODD), 20_000 * 3, falling_weights(20_000), classes=3)
+
+
+# Tables of every kind that readers may meet.
+MAKERS: dict[str, Callable[[], CodedMatrix]] = {
+    "auto": lambda: coded(d=ODD),
+    "few bits": lambda: coded(d=ODD, bits=1.0),
+    "some rows without codes": lambda: coded(n=2000, d=ODD, classes=8, bits=0.5),
+    "own decoders": lambda: coded(d=ODD, classes=5, decoders=3),
+    "one class": lambda: coded(n=77, d=ODD, classes=1),
+    "int8": lambda: clusters("int8", affine=False),
+    "int4, affine": lambda: clusters("int4", affine=True),
+    "long classes": long_classes,
+}

@@ -10,6 +10,10 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run on the CPU; before Triton is imported
+
 from minilm_forms import minilm_folder, save_form
 from safetensors.torch import load_file
 from tiny_models import compressed_model, tiny_model, uneven_model

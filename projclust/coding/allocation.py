@@ -6,10 +6,12 @@ the code that minimises importance * distortion + slope * bits, and the slope is
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from projclust.coding.codebooks import KINDS, NONE
 from projclust.errors import ProjclustError
@@ -88,8 +90,12 @@ def _curve(importance: Tensor, rows: int, hull: list[int]) -> _Curve:
 def _by_slope(curves: list[_Curve], budget: int) -> list[int]:
     """The bytes of each class's rows at the smallest slope that keeps to the budget."""
 
+    # One matrix, for there are many slopes to try; what a class cannot have saves nothing at any price.
+    saved = pad_sequence([curve.saved for curve in curves], batch_first=True, padding_value=-inf)
+    cost = pad_sequence([curve.cost for curve in curves], batch_first=True)
+
     def at(slope: float) -> list[int]:
-        return [int((curve.saved - slope * curve.cost).argmax()) for curve in curves]
+        return (saved - slope * cost).argmax(1).tolist()
 
     low, high = 0.0, 1.0 + max(float((curve.saved[1:] / curve.cost[1:]).max()) for curve in curves)
     if _cost(curves, at(low)) <= budget:

@@ -23,12 +23,12 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
 
 def pack_steps(states: Tensor, bits: list[int]) -> Tensor:
     """uint8 (N, ceil(sum of bits / 8)): the new bits of each step's state, (N, steps) uint8, the high bit first."""
-    columns = [(states[:, step] >> shift) & 1 for step, count in enumerate(bits) for shift in range(count - 1, -1, -1)]
-    if not columns:
-        return states.new_empty(len(states), 0)
-    columns += [torch.zeros_like(columns[0])] * (-len(columns) % 8)
-    stream = torch.stack(columns, 1).view(len(states), len(columns) // 8, 8)  # (N, bytes, 8)
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=states.device)
+    device, length = states.device, -(-sum(bits) // 8)
+    step = torch.tensor([step for step, count in enumerate(bits) for _ in range(count)], device=device)
+    shift = [shift for count in bits for shift in range(count - 1, -1, -1)]
+    stream = states.index_select(1, step.long()) >> torch.tensor(shift, dtype=torch.uint8, device=device) & 1
+    stream = torch.nn.functional.pad(stream, (0, 8 * length - len(step))).view(len(states), length, 8)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
     return (stream << shifts).sum(2, dtype=torch.uint8)
 
 

@@ -10,7 +10,7 @@ its threads wait for each other, take ten times as long, and forty times beside 
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from projclust.coding.codebooks import FIRST_TABLE, KINDS, STATE_BITS, STATES, decode_tables
+from projclust.coding.gpu import device_of, gpu_kernels, has_gpu_kernels
 
 # Rows searched at once: by a thread; by torch, whose costs stay in a core's cache, or fill a GPU.
 _THREAD_ROWS, _CPU_ROWS, _CUDA_ROWS = 64, 256, 8192
+# Of a kernel on a GPU: the rows of a program, and what all rows at once may take to work with.
+_GPU_ROWS, _GPU_BYTES = 4, 2**26
 
 
 class _Step(NamedTuple):
@@ -40,18 +43,27 @@ def search(coordinates: Tensor, kinds: Sequence[int], importance: Tensor) -> Ten
     The coordinates, (N, m) float32 in units of their deviations, lie in the order of the row's bits, by ascending kind;
     `importance`, (m,), is what a unit of squared error costs in each.
     """
-    tables = decode_tables(coordinates.device)
-    steps = []
-    for start, end, kind in steps_of(kinds):
-        first, values = FIRST_TABLE[kind], KINDS[kind].values
-        book, weight = tables[first : first + end - start], importance[start:end].unsqueeze(1)
-        short = (0, 0, 0, values - (end - start))
-        offset = (weight * book.square()).sum(0)
-        steps.append(_Step(start, end, KINDS[kind].bits, F.pad(-2 * weight * book, short), offset))
+    steps = _steps(kinds, importance)
     if coordinates.is_cpu and len(steps) > 0 and has_kernels():
         return _search_in_threads(coordinates, steps)
+    if len(steps) > 0 and has_gpu_kernels(coordinates.device):
+        return _search_on_gpu(coordinates, steps)
     block = _CUDA_ROWS if coordinates.is_cuda else _CPU_ROWS
     return torch.cat([_search_block(rows, steps) for rows in coordinates.split(block)])
+
+
+def _steps(kinds: Sequence[int], importance: Tensor) -> list[_Step]:
+    """What every step costs; the steps of one kind are made together, for a GPU takes as long for one."""
+    tables, all_steps, steps = decode_tables(importance.device), steps_of(kinds), []
+    for kind, run in groupby(all_steps, key=lambda step: step[2]):
+        own, size = list(run), KINDS[kind].values
+        weight = importance[own[0][0] : own[-1][1]]
+        weight = F.pad(weight, (0, len(own) * size - len(weight))).view(len(own), size, 1)
+        book = tables[FIRST_TABLE[kind] : FIRST_TABLE[kind] + size]
+        books, offsets = -2 * weight * book, (weight * book.square()).sum(1)
+        bits = KINDS[kind].bits
+        steps += [_Step(*ends[:2], bits, *parts) for ends, *parts in zip(own, books, offsets, strict=True)]
+    return steps
 
 
 def steps_of(kinds: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -79,21 +91,55 @@ def has_kernels() -> bool:
     return not numba.config.DISABLE_JIT
 
 
+class _Trellis(NamedTuple):
+    """The same steps in one piece, as loops take them: step t has the columns from ``first[t]`` to ``first[t + 1]``."""
+
+    rows: Tensor  # (N, columns) float32; the last step of a kind may be short of coordinates: it gets zeros
+    bits: Tensor  # (steps,) int32, as the next
+    first: Tensor  # (steps + 1,)
+    books: Tensor  # (columns, 256)
+    offsets: Tensor  # (steps, 256)
+
+
+def _trellis(coordinates: Tensor, steps: list[_Step]) -> _Trellis:
+    device = coordinates.device
+    first = [0, *accumulate(len(step.book) for step in steps)]
+    places = [at + number for at, step in zip(first, steps, strict=False) for number in range(step.end - step.start)]
+    rows = coordinates.new_zeros(len(coordinates), first[-1])
+    rows[:, torch.tensor(places, device=device)] = coordinates
+    return _Trellis(
+        rows=rows,
+        bits=torch.tensor([step.bits for step in steps], dtype=torch.int32, device=device),
+        first=torch.tensor(first, dtype=torch.int32, device=device),
+        books=torch.cat([step.book for step in steps]),
+        offsets=torch.stack([step.offset for step in steps]),
+    )
+
+
+def _search_on_gpu(coordinates: Tensor, steps: list[_Step]) -> Tensor:
+    trellis = _trellis(coordinates, steps)
+    states = torch.empty(len(coordinates), len(steps), dtype=torch.uint8, device=coordinates.device)
+    size = max(_GPU_ROWS, _GPU_BYTES // (len(steps) * STATES))
+    origins = states.new_empty(min(size, len(states)), len(steps), STATES)
+    with device_of(states):
+        for rows, into in zip(trellis.rows.split(size), states.split(size), strict=True):
+            gpu_kernels().viterbi[-(-len(rows) // _GPU_ROWS),](
+                *(rows, into, origins, *trellis[1:], len(rows), rows.shape[1], len(steps)),
+                ROWS=_GPU_ROWS,
+                enable_fp_fusion=False,  # or the last bit would be another
+            )
+    return states
+
+
 def _search_in_threads(coordinates: Tensor, steps: list[_Step]) -> Tensor:
     from projclust.coding.kernels import in_threads, viterbi
 
-    first = np.cumsum([0, *(len(step.book) for step in steps)])
-    # The last step of a kind may be short of coordinates: it gets zeros.
-    rows = np.zeros((len(coordinates), int(first[-1])), np.float32)
-    places = np.concatenate([np.arange(step.end - step.start) + at for step, at in zip(steps, first, strict=False)])
-    rows[:, places] = coordinates.numpy()
-    bits = np.array([step.bits for step in steps])
-    books = torch.cat([step.book for step in steps]).numpy()
-    offsets = torch.stack([step.offset for step in steps]).numpy()
+    rows, *parts = (part.numpy() for part in _trellis(coordinates, steps))
+    loop = dict(zip(_Trellis._fields[1:], parts, strict=True))
     states = np.empty((len(rows), len(steps)), np.uint8)
 
     def work(start: int, end: int) -> None:
-        viterbi(rows[start:end], states[start:end], bits=bits, first=first, books=books, offsets=offsets)
+        viterbi(rows[start:end], states[start:end], **loop)
 
     in_threads(work, len(rows), _THREAD_ROWS)
     return torch.from_numpy(states)

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from projclust.coding import gpu_reading
 from projclust.coding.codebooks import NONE
 from projclust.coding.decode import Windows, unit_coordinates, windows_of
+from projclust.coding.gpu import has_gpu_kernels
+from projclust.coding.gpu_reading import GpuReading, gpu_reading_of
 from projclust.coding.layout import ClassLayout, row_starts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.portable import in_onnx_export, places
@@ -72,7 +75,7 @@ class CodedTable(CompressedTable[CodedShape]):
     latent_deviations: nn.Parameter | None  # (C, r)
     latent_means: nn.Parameter | None  # (C, d)
     latent_decoders: nn.Parameter | None  # (G, r, d)
-    _known_reading: tuple[list[Any], Reading] | None
+    _known_reading: tuple[list[Any], Reading | GpuReading] | None
 
     def _allocate(self, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
         self._warns = True
@@ -184,17 +187,18 @@ class CodedTable(CompressedTable[CodedShape]):
         """Where everything lies in the codes; derived anew when the bytes it follows from were changed or moved."""
         return self._derived()
 
-    def reading(self) -> Reading | None:
-        """What compiled loops read of the table; None where it is trained, or not on the CPU, or there are no loops."""
+    def reading(self) -> Reading | GpuReading | None:
+        """What compiled loops, or kernels on a GPU, read of the table; None where it is trained, or there are none."""
         owner = self.primary
-        if not (owner.is_frozen and owner.codes.is_cpu and has_kernels()):
+        make = gpu_reading_of if has_gpu_kernels(owner.codes.device) else reading_of
+        if not owner.is_frozen or (make is reading_of and not (owner.codes.is_cpu and has_kernels())):
             return None
         state = state_of(list(owner._buffers.values()))
         if owner._known_reading is None or owner._known_reading[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 own, deviations = self.addresses(), owner._read_side_tables().deviations
                 parts = {"starts": own.starts, "classes": own.classes, "values": own.windows.values}
-                reading = reading_of(owner._buffers_by_name(), own.layouts, deviations, **parts)
+                reading = make(owner._buffers_by_name(), own.layouts, deviations, **parts)
             owner._known_reading = state, reading
         return owner._known_reading[1]
 
@@ -360,10 +364,12 @@ class CodedEmbedding(EmbeddingLookup[CodedShape], CodedTable):
     """
 
     def _read(self, ids: Tensor) -> Tensor | None:
-        if not is_plain(ids) or ids.dtype not in (torch.int64, torch.int32) or self.dtype != torch.float32:
+        if not is_plain(ids) or ids.dtype not in (torch.int64, torch.int32) or ids.device != self.codes.device:
             return None
         reading = self.reading()
-        return None if reading is None else read_rows(reading, ids, self.shape)
+        if isinstance(reading, GpuReading):
+            return gpu_reading.read_rows(reading, ids, self.shape, self.dtype)
+        return read_rows(reading, ids, self.shape) if reading is not None and self.dtype == torch.float32 else None
 
 
 def _straight_through(latent: Tensor, read: Tensor) -> Tensor:

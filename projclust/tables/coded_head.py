@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
+from projclust.coding import gpu_reading
 from projclust.coding.codebooks import STATES
 from projclust.coding.decode import entries
+from projclust.coding.gpu import has_gpu_kernels
+from projclust.coding.gpu_reading import GpuHeadRows, GpuReading, gpu_head_rows
 from projclust.coding.layout import ClassLayout
 from projclust.coding.portable import in_onnx_export, never, places, states
 from projclust.coding.reading import HeadRows, head_rows, read_logits
@@ -19,12 +22,15 @@ from projclust.tables.coded import BLOCK_ROWS, Addresses, CodedTable
 from projclust.tables.head import TiedHead
 from projclust.tables.table import in_compiler, inverse_of, is_plain
 
+# The rows that are decoded at once on a GPU, where few large steps are faster.
+_GPU_ROWS = 16384
 # The positions whose logits are put in vocabulary order at once.
 _BLOCK_POSITIONS = 256
 # The rows of a block of an exported graph, to which each adds some twenty nodes.
 _EXPORTED_ROWS = 8192
 # Up to so many positions one pass over the codes is faster than decoding rows for a product.
-_MOST_READ = 8
+_MOST_READ, _MOST_READ_GPU = 8, 128
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class CodedLMHead(TiedHead[CodedShape], CodedTable):
@@ -46,7 +52,7 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
     """
 
     _head_order: "_HeadOrder | None" = None
-    _head_rows: tuple[Addresses, HeadRows] | None = None
+    _head_rows: tuple[Addresses, HeadRows | GpuHeadRows] | None = None
 
     def _logits(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         read = self._read(hidden)
@@ -57,20 +63,24 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
 
     def _read(self, hidden: Tensor) -> Tensor | None:
         """(P, n) logits without the bias in one pass over the codes; None where that is not possible or not faster."""
-        if not is_plain(hidden) or hidden.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        d, device = self.in_features, hidden.device
+        if not is_plain(hidden) or torch.is_autocast_enabled(device.type) or device != self.codes.device:
             return None
-        d = self.in_features
-        few = hidden.shape[-1:] == (d,) and 0 < hidden.numel() <= _MOST_READ * d
-        if not few or (torch.is_grad_enabled() and hidden.requires_grad) or unpack_dual(hidden).tangent is not None:
+        if (torch.is_grad_enabled() and hidden.requires_grad) or unpack_dual(hidden).tangent is not None:
             return None
         reading = self.reading()
-        if reading is None:
+        on_gpu = isinstance(reading, GpuReading)
+        most, dtypes = (_MOST_READ_GPU, _GPU_DTYPES) if on_gpu else (_MOST_READ, (torch.float32,))
+        few = hidden.shape[-1:] == (d,) and 0 < hidden.numel() <= most * d
+        if reading is None or not few or hidden.dtype not in dtypes:
             return None
         addresses = self.addresses()
         if self._head_rows is None or self._head_rows[0] is not addresses:
             rows = addresses.classes.long().argsort(stable=True)
-            self._head_rows = addresses, head_rows(rows, addresses.rows, addresses.layouts)
-        return read_logits(reading, hidden.detach().reshape(-1, d), self._head_rows[1], self.shape)
+            make = gpu_head_rows if on_gpu else head_rows
+            self._head_rows = addresses, make(rows, addresses.rows, addresses.layouts)
+        read: Any = gpu_reading.read_logits if on_gpu else read_logits
+        return read(reading, hidden.detach().reshape(-1, d), self._head_rows[1], self.shape)
 
     def _made(self, hidden: Tensor) -> Tensor:
         """(P, n) logits without the bias, by operations of torch."""
@@ -100,7 +110,8 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
                 position = inverse_of(rows)
             groups = decoder_of_each(self.shape.classes, self.shape.decoders)
             blocks, first_row, first_byte = [], 0, 0
-            most = _EXPORTED_ROWS if in_onnx_export() else BLOCK_ROWS
+            most = BLOCK_ROWS if device.type == "cpu" else _GPU_ROWS
+            most = _EXPORTED_ROWS if in_onnx_export() else most
             for number, (count, layout) in enumerate(zip(addresses.rows, addresses.layouts, strict=True)):
                 own = layout.to(device)
                 inner = own.coded + groups[number] * self.shape.rank
@@ -129,6 +140,8 @@ class _Block(NamedTuple):
         """(m, rows) in units of their deviations."""
         row_bytes = self.layout.row_bytes
         own = codes[self.first_byte : self.first_byte + self.rows * row_bytes].view(self.rows, row_bytes)
+        if is_plain(codes) and has_gpu_kernels(codes.device):
+            return gpu_reading.coordinates_of(own.flatten(), self.rows, self.layout, values)
         # Bytes first: then whole rows are selected, many times faster on a CPU than entries of each row.
         if in_onnx_export():
             return entries(values, self._portable_states(own.t().int()) + self.layout.entry.unsqueeze(1))

@@ -132,9 +132,9 @@ def in_compiler() -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is just numbers on the CPU, of which nothing is recorded: what left torch would go unseen."""
+    """Whether a tensor is just numbers, of which nothing is recorded: what left torch would go unseen."""
     # The compiler first: it follows nothing else of this.
-    return not in_compiler() and type(tensor) is Tensor and tensor.is_cpu and not is_in_torch_dispatch_mode()
+    return not in_compiler() and type(tensor) is Tensor and not is_in_torch_dispatch_mode()
 
 
 def inverse_of(order: Tensor) -> Tensor:

@@ -103,6 +103,17 @@ def test_compiled_loops_and_torch_find_the_same_paths(kinds: list[int], monkeypa
     assert torch.equal(search(rows, kinds, importance), compiled)
 
 
+@pytest.mark.parametrize("kinds", [[1] * 5 + [2] * 3 + [3] * 4 + [4, 5, 6, 8], [2] * 3, [9, 10, 11, 12]])
+def test_kernels_on_a_gpu_find_the_same_paths(
+    kinds: list[int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    rows, importance = gaussian(9, len(kinds)), gaussian(len(kinds), seed=1).exp()
+    compiled = search(rows, kinds, importance)
+    monkeypatch.setattr(trellis, "has_gpu_kernels", lambda device: True)
+    assert torch.equal(search(rows.to(device), kinds, importance.to(device)).cpu(), compiled)
+
+
 @pytest.mark.parametrize(
     "without", ["import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "import sys; sys.modules['numba'] = None"]
 )

@@ -7,44 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from coded_tables import coded, embedding_of, falling_weights, gaussian, skewed_table
+from coded_tables import MAKERS, ODD, embedding_of, gaussian
 from largest_tensor import LargestTensor
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from projclust.coding import kernels
 from projclust.coding.codebooks import NONE
-from projclust.coding.fit import CodedMatrix, code_clusters, fit_coded
+from projclust.coding.fit import CodedMatrix
 from projclust.tables import CodedEmbedding, CodedLMHead, coded_head
 from projclust.tables import coded as coded_tables_module
 
-N, D = 300, 13  # an odd number of nibbles
+N, D = 300, ODD
 # Float32 sums in another order; relative to the norm of all that is read.
 TOLERANCE = 1e-6
-
-
-def clusters(codes: str, affine: bool, ranks: tuple[int, ...] = (5, 2, 4, 3)) -> CodedMatrix:
-    table, labels = skewed_table(N, D), torch.arange(N) % 3
-    bases = torch.linalg.qr(gaussian(4, D, 5, seed=1))[0].mT.contiguous()  # the last cluster is empty
-    means = gaussian(4, D, seed=2) if affine else None
-    return code_clusters(table, labels, bases=bases, means=means, ranks=list(ranks), codes=codes)
-
-
-def long_classes() -> CodedMatrix:
-    """Classes of some thousands of rows, whose logits are added up in pieces and by wide windows."""
-    return fit_coded(skewed_table(20_000, D), 20_000 * 3, falling_weights(20_000), classes=3)
-
-
-MAKERS: dict[str, Callable[[], CodedMatrix]] = {
-    "auto": lambda: coded(d=D),
-    "few bits": lambda: coded(d=D, bits=1.0),
-    "some rows without codes": lambda: coded(n=2000, d=D, classes=8, bits=0.5),
-    "own decoders": lambda: coded(d=D, classes=5, decoders=3),
-    "one class": lambda: coded(n=77, d=D, classes=1),
-    "int8": lambda: clusters("int8", affine=False),
-    "int4, affine": lambda: clusters("int4", affine=True),
-    "long classes": long_classes,
-}
 
 
 @pytest.fixture(scope="module")
