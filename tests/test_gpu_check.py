@@ -14,6 +14,7 @@ SECTIONS = [
     "The solver",
     "A large table",
     "Coding",
+    "Coding a table of many languages",
     "Lookups and output heads",
     "Coded lookups and output heads",
 ]
