@@ -1,5 +1,6 @@
 """What is compared: the dense model and recipes for its embedding, at equal size unless told otherwise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,9 +82,18 @@ def parse_variants(text: str, base: Recipe, table: DenseShape) -> tuple[Variant,
             )
     if not found:
         raise ProjclustError("--variants is empty: name some of dense, svd, random, projective, best")
-    if BEST in specs and not any(variant.recipe for variant in found.values()):
-        raise ProjclustError("the variant best chooses among compressed ones: name some, as in projective:k=1")
+    if BEST in specs and not best_of(tuple(found.values())):
+        raise ProjclustError(
+            "the variant best chooses among compressed ones named before it: name some, as in projective:k=1,best"
+        )
     return tuple(found.values())
+
+
+def best_of(variants: Sequence[Variant]) -> set[str]:
+    """The labels of the variants that "best" is one of: the compressed ones named before it."""
+    names = [variant.name for variant in variants]
+    before = variants[: names.index(BEST)] if BEST in names else ()
+    return {variant.label for variant in before if variant.recipe is not None}
 
 
 def parse_variant(spec: str, base: Recipe, table: DenseShape) -> Variant:

@@ -22,7 +22,7 @@ from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.store import CellStore, identity_hash
 from projclust.glue.tasks import parse_tasks
 from projclust.glue.training import make_accelerator
-from projclust.glue.variants import BEST, COMPRESSED, Variant, parse_variant, parse_variants
+from projclust.glue.variants import BEST, COMPRESSED, Variant, best_of, parse_variant, parse_variants
 from projclust.jobs.common import SILENT, Hooks, choose_device, versions
 from projclust.jobs.inspect import inspect_checkpoint
 from projclust.jobs.options import GlueEvalOptions
@@ -96,8 +96,13 @@ def _run(
     study: Study, tasks: tuple[str, ...], variants: tuple[Variant, ...], options: GlueEvalOptions, hooks: Hooks
 ) -> Reported:
     cells = _Cells(study, CellStore(study.output / CELLS), tasks, variants, options, hooks)
-    measured = cells.measure_here() if options.ray is None else cells.measure_by_ray(options.ray)
     store, is_main = cells.store, study.accelerator.is_main_process
+    try:
+        measured = cells.measure_here() if options.ray is None else cells.measure_by_ray(options.ray)
+    except KeyboardInterrupt:
+        if cells.rows and is_main:
+            cells.report()
+        raise
     summaries = cells.report() if is_main else []
     left_out = len(store.all()) - sum(row.variant != BEST for summary in summaries for row in summary.rows)
     if left_out and is_main:
@@ -126,9 +131,9 @@ class _Cells:
         return [variant for variant in self.variants if variant.name != BEST]
 
     @property
-    def with_best(self) -> bool:
-        """Whether the best by its training score is asked for."""
-        return len(self.measurable) < len(self.variants)
+    def candidates(self) -> set[str]:
+        """The labels of the variants that "best" is one of."""
+        return best_of(self.variants)
 
     def data(self) -> Iterator[tuple[int, TaskData]]:
         """Every seed with the rows of every task."""
@@ -149,7 +154,7 @@ class _Cells:
 
     def training_score(self, variant: Variant) -> bool:
         """Whether a variant is scored on the rows that it was trained on."""
-        return self.with_best and variant.recipe is not None
+        return variant.label in self.candidates
 
     def add(self, row: Row) -> None:
         """Enter a row, and tell of it."""
@@ -206,12 +211,19 @@ class _Cells:
         """Write the report on everything that is measured so far, unless it is written already."""
         if self.reported != len(self.rows):
             self.hooks.stage("writing the report")
-            rows = _reported(self.study, self.store, self.rows, self.with_best)
+            rows = _reported(self.study, self.store, self.rows)
+            rows += _best(list(filter(self.may_be_best, rows)))
             self.summaries, self.reported = write_report(rows, self.study.output), len(self.rows)
         return self.summaries
 
+    def may_be_best(self, row: Row) -> bool:
+        """Whether "best" chooses among rows like this: it was not named after it, and its rivals are measured too."""
+        rivals = {own.label for own in self.rows if (own.task, own.seed) == (row.task, row.seed)}
+        named_after = {variant.label for variant in self.measurable} - self.candidates
+        return bool(self.candidates) and row.label not in named_after and (not rivals or self.candidates <= rivals)
 
-def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) -> list[Row]:
+
+def _reported(study: Study, store: CellStore, rows: list[Row]) -> list[Row]:
     """Add to these rows what earlier runs measured with the same settings: other tasks, variants and seeds."""
     found = {(row.task, row.label, row.seed): row for row in rows}
     data_sha256 = {row.task: str(row.data_sha256) for row in rows}
@@ -221,8 +233,7 @@ def _reported(study: Study, store: CellStore, rows: list[Row], with_best: bool) 
         if _is_current(study, row, data):
             data_sha256.setdefault(row.task, data)
             found.setdefault((row.task, row.label, row.seed), row)
-    results = [checked(row, f"{store.folder}: the cell {key}") for key, row in found.items()]
-    return [*results, *(_best(results) if with_best else [])]
+    return [checked(row, f"{store.folder}: the cell {key}") for key, row in found.items()]
 
 
 def _is_current(study: Study, row: Row, data_sha256: str) -> bool:

@@ -11,7 +11,7 @@ from projclust.options import names_of
 from projclust.recipes.recipe import Recipe
 from projclust.report.phrases import plain
 from projclust.results.rows import BEST, Row, variant_order
-from projclust.results.summary import Summary
+from projclust.results.summary import DENSE, Summary
 
 _HUB_DATA = ("nyu-mll/glue", "projclust")
 # What a variant's size spells out, or what it says itself.
@@ -32,7 +32,7 @@ def _command(rows: Sequence[Row]) -> str:
     seeds = sorted({row.seed for row in rows})
     arguments = ["--tasks", ",".join(tasks), "--seeds", ",".join(map(str, seeds))]
     if first.protocol != "as-is":
-        specs = {row.label: _spec(row) for row in sorted(rows, key=variant_order)}
+        specs = {row.label: _spec(row) for row in sorted(rows, key=_place)}
         arguments += ["--protocol", first.protocol, "--variants", ",".join(specs.values())]
     arguments += _flags(first.options or {})
     own: dict[str, list[str]] = {}
@@ -84,6 +84,12 @@ def _spec(row: Row) -> str:
         subspaces = [] if row.method == "svd" else [f"k={row.k}"]
         parts = [row.method, *subspaces, f"j={row.j}", *["affine"] * bool(row.affine), *codes]
     return ":".join([*parts, *own])
+
+
+def _place(row: Row) -> tuple[int, tuple[bool, int, int, str]]:
+    """Sorts the values of `--variants`: `best` chooses among those before it, which have a training score."""
+    group = 1 + (row.variant == BEST) if row.training_score is not None else 0 if row.method == DENSE else 3
+    return group, variant_order(row)
 
 
 def _is_spelled(part: str) -> bool:

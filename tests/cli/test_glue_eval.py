@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from tiny_models import tiny_model
 
 from projclust.checkpoints.classifier import load_classifier
 from projclust.cli.derive import flat
+from projclust.glue.experiment import measure
 from projclust.glue.settings import Settings, parse_per_task, settings_for
 from projclust.glue.tasks import TASKS, parse_tasks
 from projclust.glue.variants import parse_variants
@@ -272,6 +274,42 @@ def test_best_is_the_variant_with_the_best_training_score(run: Any, tmp_path: Pa
     )
 
 
+def test_best_is_one_of_the_variants_before_it(run: Any, tmp_path: Path) -> None:
+    variants = ("--variants", "dense,projective:k=1,projective:k=2,best,int4,projective:k=3")
+    assert run(*variants, "--learning-rate", "1e-9").code == 0
+    found = by_variant(tmp_path / "out")
+    scored = {name for name, row in found.items() if row["training_score"] is not None}
+    assert scored == {"projective:k=1", "projective:k=2", "best"}
+    (line,) = [line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if "glue-eval" in line]
+    said = re.search(r"--variants (\S+)", line)  # chooses among the same
+    assert said is not None
+    assert said[1] == "dense,projective:k=2:j=6,projective:k=1:j=6,best,projective:k=3:j=6,int4"
+    # What was scored for another choice is no rival either.
+    assert run("--variants", "dense,int4,projective:k=3,best", "--learning-rate", "1e-9").code == 0
+    assert run(*variants, "--learning-rate", "1e-9").code == 0
+    assert by_variant(tmp_path / "out")["best"]["chosen"] == found["best"]["chosen"]
+
+
+def test_a_stop_reports_what_was_measured(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def stops_at_the_third(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    variants = ("--variants", "dense,projective:k=1,projective:k=2,best")
+    with monkeypatch.context() as patch:
+        patch.setattr("projclust.jobs.glue_eval.measure", stops_at_the_third)
+        assert run(*variants).code == 130
+    # The best of the measured ones is not what was asked for.
+    assert list(by_variant(tmp_path / "out")) == ["dense", "projective:k=1"]
+    assert (tmp_path / "out" / "report.md").exists()
+    assert run(*variants, "--format", "json").json["measured"] == 1
+    assert "best" in by_variant(tmp_path / "out")
+
+
 def test_a_diverged_cell_is_reported_as_such_and_not_as_a_score(run: Any, tmp_path: Path) -> None:
     outcome = run("--learning-rate", "1e30", "--warmup", 0, "--epochs", 40, "--variants", "dense,svd")
     assert outcome.code == 0, outcome
@@ -391,7 +429,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(run: Any, tiny_classifier
 def test_the_recipes_name_options_tasks_and_variants_that_exist() -> None:
     folder = Path(__file__).parents[2] / "configs"
     recipes = sorted(folder.glob("*.yaml"))
-    assert len(recipes) == 5
+    assert len(recipes) == 7
     known = set(flat(GlueEvalOptions))
     for recipe in recipes:
         content = {name.replace("-", "_"): value for name, value in yaml.safe_load(recipe.read_text()).items()}

@@ -123,6 +123,7 @@ def test_a_variant_named_twice_is_measured_once() -> None:
         ("random:loss=l1", "its loss must be l2"),
         ("dense:k=2", "takes no options"),
         ("dense,best", "best chooses among compressed ones"),
+        ("dense,best,svd", "named before it"),
     ],
 )
 def test_mistakes(text: str, message: str) -> None:
