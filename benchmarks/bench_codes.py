@@ -134,7 +134,7 @@ def print_model(source: Path | None, bits: float, machine: Machine) -> None:
     derived = sum(part.numel() * part.element_size() for part in (addresses.starts, addresses.classes))
     derived += sum(part.numel() * part.element_size() for part in addresses.windows)
     if (reading := new.reading()) is not None:
-        derived += sum(part.nbytes for part in (reading.places, reading.factors))
+        derived += sum(part.nbytes for part in (reading.places, reading.factors, *getattr(reading, "basis", ())))
     print(f"\nstored: {new.shape.bytes:,} bytes; in memory: {held:,}, and {derived:,} derived from them\n")
     print_head("coded")
     for size in batches(machine):

@@ -9,13 +9,12 @@ from triton.compiler import ASTSource
 from projclust.coding import gpu_kernels
 
 # What a parameter is; the numbers that say how many there are of anything are int32.
-BYTES = {"codes", "classes", "decoders", "means", "packed", "states", "origins"}
+BYTES = {"codes", "classes", "states", "origins"}
 INTEGERS = {"starts", "first", "places", "bytes_of", "shifts", "entries", "bits"}
 LONG = {"ids", "blocks"}
-FLOATS = {"out", "factors", "values", "mean_scales", "scales", "hidden", "inner", "shift", "books", "offsets"}
+FLOATS = {"out", "factors", "values", "inner", "books", "offsets"}
 KERNELS: dict[str, list[dict[str, Any]]] = {
-    "lookup": [{"BITS": bits, "AFFINE": bits == 4, "COORDINATES": 16, "COLUMNS": 128} for bits in (4, 8)],
-    "products": [{"BITS": bits, "SCALED": bits == 8, "ROWS": 16, "COLUMNS": 128, "POSITIONS": 16} for bits in (4, 8)],
+    "place": [{"AFFINE": affine, "COORDINATES": 128} for affine in (False, True)],
     "logits": [{"AFFINE": affine, "ROWS": 64, "COORDINATES": 16, "POSITIONS": 16} for affine in (False, True)],
     "coordinates": [{"ROWS": 64, "COORDINATES": 16}],
     "viterbi": [{"ROWS": 4}],
@@ -23,7 +22,6 @@ KERNELS: dict[str, list[dict[str, Any]]] = {
 # Where the same name is something else.
 OWN = {
     ("logits", "rows"): "*i64",
-    ("logits", "classes"): "i32",
     ("coordinates", "rows"): "i32",
     ("viterbi", "rows"): "*fp32",
 }

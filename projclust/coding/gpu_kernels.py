@@ -1,7 +1,7 @@
 """The kernels that read and make a coded table on a GPU, in Triton: rows for a lookup, logits, coordinates, codes.
 
-Those that read take the bytes that are stored, decode them in registers, and multiply there: neither a table nor what
-lies between the codes and the result is ever in memory. What a parameter holds is told in `projclust.coding.reading`.
+Those that read take the codes that are stored and decode them in registers. What a parameter holds is told in
+`projclust.coding.gpu_reading`.
 
 Triton calls these with tensors as pointers; its own words for sizes that a kernel is compiled for are constants in
 capitals. TRITON_INTERPRET=1 runs them on a CPU, for tests.
@@ -22,21 +22,10 @@ def _unit(codes, at, last, shift, entry, values, live):
 
 
 @triton.jit
-def _integers(packed, row, column, width, live, BITS: tl.constexpr):
-    """The integers of 4 or 8 bits at rows and columns of a packed matrix, as float32; zero where not `live`."""
-    if BITS == 8:
-        numbers = tl.load(packed + row * width + column, mask=live, other=128).to(tl.int32) - 128
-    else:
-        byte = tl.load(packed + row * width + column // 2, mask=live, other=136).to(tl.int32)
-        numbers = tl.where(column % 2 == 0, byte >> 4, byte & 15) - 8
-    return numbers.to(tl.float32)
-
-
-@triton.jit
-def lookup(
+def place(
     ids,
     starts,  # (N,) the first byte of each id's codes
-    out,  # (N, d)
+    out,  # (N, width) float32 zeros
     codes,
     last,  # the number of the last byte of all codes
     classes,
@@ -44,24 +33,17 @@ def lookup(
     places,
     factors,
     values,
-    decoders,
-    means,
-    mean_scales,
-    d,
-    width,  # bytes of a row of the decoders
-    BITS: tl.constexpr,  # of the decoders
+    width,
+    means_from,  # the column of the first class's mean
     AFFINE: tl.constexpr,
     COORDINATES: tl.constexpr,
-    COLUMNS: tl.constexpr,
 ):
-    """Some columns of one row of the table."""
+    """The coordinates of one row of the table, where their rows of the basis are."""
     number = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < d
     own = tl.load(classes + tl.load(ids + number)).to(tl.int32)
     start = tl.load(starts + number).to(tl.int64)
     end = tl.load(first + own + 1)
-    total = tl.zeros([COLUMNS], tl.float32)
+    target = out + number * width
     for begin in range(tl.load(first + own), end, COORDINATES):
         k = begin + tl.arange(0, COORDINATES)
         live = k < end
@@ -69,52 +51,15 @@ def lookup(
         byte = tl.load(places + 4 * k + 1, mask=live, other=0)
         shift = tl.load(places + 4 * k + 2, mask=live, other=0)
         entry = tl.load(places + 4 * k + 3, mask=live, other=0)
-        coordinate = _unit(codes, start + byte, last, shift, entry, values, live)
-        coordinate *= tl.load(factors + k, mask=live, other=0.0)
-        both = live[:, None] & inside[None, :]
-        total += tl.sum(coordinate[:, None] * _integers(decoders, row[:, None], column[None, :], width, both, BITS), 0)
+        unit = _unit(codes, start + byte, last, shift, entry, values, live)
+        tl.store(target + row, unit * tl.load(factors + k, mask=live, other=0.0), mask=live)
     if AFFINE:
-        total += tl.load(mean_scales + own) * _integers(means, own, column, d, inside, 8)
-    tl.store(out + number * d + column, total.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def products(
-    packed,  # (m, width) integers
-    scales,  # (m,), or anything without SCALED
-    hidden,  # (P, d)
-    out,  # (P, m) float32
-    m,
-    positions,
-    d,
-    width,
-    BITS: tl.constexpr,
-    SCALED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    POSITIONS: tl.constexpr,
-):
-    """Products of some rows of integers, times their scales, and some hidden states."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    position = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
-    total = tl.zeros([ROWS, POSITIONS], tl.float32)
-    for begin in range(0, d, COLUMNS):
-        column = begin + tl.arange(0, COLUMNS)
-        live = (row < m)[:, None] & (column < d)[None, :]
-        numbers = _integers(packed, row[:, None], column[None, :], width, live, BITS)
-        wanted = (column < d)[:, None] & (position < positions)[None, :]
-        states = tl.load(hidden + position[None, :] * d + column[:, None], mask=wanted, other=0.0).to(tl.float32)
-        total = tl.dot(numbers, states, total, input_precision="ieee")
-    if SCALED:
-        total *= tl.load(scales + row, mask=row < m, other=0.0)[:, None]
-    live = (row < m)[:, None] & (position < positions)[None, :]
-    tl.store(out + position[None, :] * m + row[:, None], total, mask=live)
+        tl.store(target + means_from + own, 1.0)
 
 
 @triton.jit
 def logits(
-    inner,  # (P, G*r) products with the decoders
-    shift,  # (P, C) products with the means, or anything without AFFINE
+    inner,  # (P, width) products with the basis
     out,  # (P, n)
     codes,
     last,
@@ -126,8 +71,8 @@ def logits(
     values,
     n,
     positions,
-    inner_size,
-    classes,
+    width,
+    means_from,  # the column of the first class's mean
     AFFINE: tl.constexpr,
     ROWS: tl.constexpr,
     COORDINATES: tl.constexpr,
@@ -146,7 +91,7 @@ def logits(
     for begin in range(tl.load(first + own), end, COORDINATES):
         k = begin + tl.arange(0, COORDINATES)
         live = k < end
-        place = tl.load(places + 4 * k, mask=live, other=0)
+        basis = tl.load(places + 4 * k, mask=live, other=0)
         byte = tl.load(places + 4 * k + 1, mask=live, other=0)
         by = tl.load(places + 4 * k + 2, mask=live, other=0)
         entry = tl.load(places + 4 * k + 3, mask=live, other=0)
@@ -154,10 +99,10 @@ def logits(
         unit = _unit(codes, start[:, None] + byte[None, :], last, by[None, :], entry[None, :], values, both)
         unit *= tl.load(factors + k, mask=live, other=0.0)[None, :]
         needed = live[:, None] & wanted[None, :]
-        weight = tl.load(inner + position[None, :] * inner_size + place[:, None], mask=needed, other=0.0)
+        weight = tl.load(inner + position[None, :] * width + basis[:, None], mask=needed, other=0.0)
         total = tl.dot(unit, weight, total, input_precision="ieee")
     if AFFINE:
-        total += tl.load(shift + position * classes + own, mask=wanted, other=0.0)[None, :]
+        total += tl.load(inner + position * width + means_from + own, mask=wanted, other=0.0)[None, :]
     number = tl.load(rows + tl.load(block + 1) + row, mask=present, other=0)
     target = out + position[None, :].to(tl.int64) * n + number[:, None]
     tl.store(target, total.to(out.dtype.element_ty), mask=present[:, None] & wanted[None, :])

@@ -5,7 +5,8 @@ another order: results agree to float32's last bits.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,82 +14,77 @@ from torch import Tensor
 
 from projclust.coding import gpu
 from projclust.coding.layout import ClassLayout
-from projclust.coding.reading import reading_of
+from projclust.coding.stored import SideTables, decoder_of_each
 from projclust.shapes import CodedShape
 
-# Of a lookup: what is multiplied at once. Of the others: rows, coordinates and positions of a program.
-_LOOKUP_COORDINATES, _LOOKUP_COLUMNS = 16, 128
-_ROWS, _COORDINATES, _POSITIONS = 64, 16, 16
+# What a program takes: coordinates of one row for a lookup; rows, coordinates and positions for others.
+_LOOKUP_COORDINATES = 128
+_ROWS, _COORDINATES, _POSITIONS = 128, 16, 16
+# The most numbers between the codes and the rows of a lookup.
+_MOST_BETWEEN = 2**24
 
 
 class GpuReading(NamedTuple):
-    """What the kernels read, on one device; what is not told here is as in `projclust.coding.reading.Reading`."""
+    """What the kernels read, on one device: the table's own codes, and what little follows from the other bytes."""
 
     codes: Tensor
     last: int  # the number of the last byte of the codes
-    starts: Tensor
-    classes: Tensor
-    first: Tensor  # int32
-    places: Tensor
-    factors: Tensor
-    values: Tensor
-    decoders: Tensor  # (G*r, bytes)
-    means: Tensor  # (C, d), or none
-    mean_scales: Tensor  # (C,), or none
+    starts: Tensor  # (n,) the first byte of each row's code
+    classes: Tensor  # (n,) uint8
+    first: Tensor  # (C + 1,) int32: where the coordinates of a class begin, and end, among those that have codes in any
+    places: Tensor  # (coded, 4) int32: row of the basis, then byte, shift and entry as in `ClassLayout`
+    factors: Tensor  # (coded,) float32 deviations
+    values: Tensor  # (tables * 256,) float32
+    basis: Tensor  # (G*r, d) float32 decoders, below them the (C, d) means, if there are any
+    means_from: int  # the row of the first mean
 
 
 def gpu_reading_of(
-    stored: dict[str, Tensor],
-    layouts: Sequence[ClassLayout],
-    deviations: Tensor,
-    starts: Tensor,
-    classes: Tensor,
-    values: Tensor,
+    codes: Tensor, side: SideTables, layouts: Sequence[ClassLayout], starts: Tensor, classes: Tensor, values: Tensor
 ) -> GpuReading:
-    """What kernels read of a table on a GPU; see `projclust.coding.reading.reading_of`."""
-    nothing = torch.empty(0, dtype=torch.uint8, device="cpu")
-    # The large parts stay where they are.
-    small = {name: nothing if name in ("weight", "classes") else part.cpu() for name, part in stored.items()}
-    plain = reading_of(small, layouts, deviations.cpu(), starts=nothing, classes=nothing, values=nothing)
-
-    def moved(array: Any, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(array).to(values.device, dtype)
-
+    """What kernels read of a table, on the device of `values`; the last three are what `Addresses` have."""
+    decoders, rank = side.decoders.shape[:2]
+    groups, deviations = decoder_of_each(len(layouts), decoders), side.deviations.cpu()
+    places = [
+        torch.stack([own.coded + group * rank, own.byte, own.shift, own.entry], 1)
+        for own, group in zip(layouts, groups, strict=True)
+    ]
+    basis = side.decoders.flatten(0, 1)
     return GpuReading(
-        codes=stored["weight"],
-        last=max(len(stored["weight"]) - 1, 0),
+        codes=codes,
+        last=max(len(codes) - 1, 0),
         starts=starts,
         classes=classes,
-        first=moved(plain.first, torch.int32),
-        places=moved(plain.places, torch.int32),
-        factors=moved(plain.factors, torch.float32),
+        first=torch.tensor([0, *accumulate(map(len, places))], dtype=torch.int32, device=values.device),
+        places=torch.cat(places).to(values.device, torch.int32),
+        factors=torch.cat([row[own.coded] for row, own in zip(deviations, layouts, strict=True)]).to(values.device),
         values=values,
-        decoders=stored["decoder"].flatten(0, 1),
-        means=stored.get("means", nothing.to(values.device)),
-        mean_scales=moved(plain.mean_scales, torch.float32),
+        basis=basis if side.means is None else torch.cat([basis, side.means]),
+        means_from=len(basis),
     )
 
 
 def read_rows(reading: GpuReading, ids: Tensor, shape: CodedShape, dtype: torch.dtype) -> Tensor:
     """(N, d) rows of the table, of this dtype, for a vector of ids; one outside the vocabulary fails as in torch."""
-    ids, rows = ids.contiguous(), torch.empty(len(ids), shape.d, dtype=dtype, device=ids.device)
+    most = max(1024, _MOST_BETWEEN // len(reading.basis))
+    if len(ids) > most:
+        return torch.cat([read_rows(reading, part, shape, dtype) for part in ids.split(most)])
+    ids = ids.contiguous()
+    coordinates = torch.zeros(len(ids), len(reading.basis), dtype=torch.float32, device=ids.device)
     if len(ids) > 0:
         # By F.embedding, which checks the range of the ids.
         starts = F.embedding(ids, reading.starts.unsqueeze(1))
         with gpu.device_of(ids):
-            gpu.gpu_kernels().lookup[len(ids), -(-shape.d // _LOOKUP_COLUMNS)](
-                ids,
-                starts,
-                rows,
-                *(reading.codes, reading.last, reading.classes, reading.first, reading.places, reading.factors),
-                *(reading.values, reading.decoders, reading.means, reading.mean_scales, shape.d),
-                reading.decoders.shape[1],
-                BITS=shape.decoder_bits,
+            gpu.gpu_kernels().place[len(ids),](
+                *(ids, starts, coordinates, reading.codes, reading.last, reading.classes, reading.first),
+                *(reading.places, reading.factors, reading.values, len(reading.basis), reading.means_from),
                 AFFINE=shape.affine,
                 COORDINATES=_LOOKUP_COORDINATES,
-                COLUMNS=_LOOKUP_COLUMNS,
+                num_warps=1,
             )
-    return rows
+    # A lookup is not for autocast.
+    with torch.autocast(ids.device.type, enabled=False):
+        return (coordinates @ reading.basis).to(dtype)
 
 
 class GpuHeadRows(NamedTuple):
@@ -111,36 +107,18 @@ def gpu_head_rows(rows: Tensor, counts: Sequence[int], layouts: Sequence[ClassLa
 
 def read_logits(reading: GpuReading, hidden: Tensor, head: GpuHeadRows, shape: CodedShape) -> Tensor:
     """(P, n) logits of hidden states, (P, d), in their dtype, in one pass over the codes."""
-    hidden = hidden.contiguous()
+    inner = hidden.float() @ reading.basis.T
+    out = hidden.new_empty(len(hidden), shape.n)
     with gpu.device_of(hidden):
-        inner = _products(hidden, reading.decoders, shape.decoder_bits, None)
-        shift = _products(hidden, reading.means, 8, reading.mean_scales) if shape.affine else inner
-        out = hidden.new_empty(len(hidden), shape.n)
         gpu.gpu_kernels().logits[len(head.blocks), -(-len(hidden) // _POSITIONS)](
-            *(inner, shift, out, reading.codes, reading.last, head.blocks, head.rows),
+            *(inner, out, reading.codes, reading.last, head.blocks, head.rows),
             *(reading.first, reading.places, reading.factors, reading.values),
-            *(shape.n, len(hidden), inner.shape[1], shape.classes),
+            *(shape.n, len(hidden), len(reading.basis), reading.means_from),
             AFFINE=shape.affine,
             ROWS=_ROWS,
             COORDINATES=_COORDINATES,
             POSITIONS=_POSITIONS,
         )
-    return out
-
-
-def _products(hidden: Tensor, packed: Tensor, bits: int, scales: Tensor | None) -> Tensor:
-    """(P, m) float32 products of hidden states and rows of packed integers, (m, bytes), times their scales."""
-    out = hidden.new_empty(len(hidden), len(packed), dtype=torch.float32)
-    grid = -(-len(packed) // _COORDINATES), -(-len(hidden) // _POSITIONS)
-    gpu.gpu_kernels().products[grid](
-        *(packed, out if scales is None else scales, hidden, out),
-        *(len(packed), len(hidden), hidden.shape[1], packed.shape[1]),
-        BITS=bits,
-        SCALED=scales is not None,
-        ROWS=_COORDINATES,
-        COLUMNS=128,
-        POSITIONS=_POSITIONS,
-    )
     return out
 
 

@@ -190,15 +190,19 @@ class CodedTable(CompressedTable[CodedShape]):
     def reading(self) -> Reading | GpuReading | None:
         """What compiled loops, or kernels on a GPU, read of the table; None where it is trained, or there are none."""
         owner = self.primary
-        make = gpu_reading_of if has_gpu_kernels(owner.codes.device) else reading_of
-        if not owner.is_frozen or (make is reading_of and not (owner.codes.is_cpu and has_kernels())):
+        on_gpu = has_gpu_kernels(owner.codes.device)
+        if not owner.is_frozen or not (on_gpu or (owner.codes.is_cpu and has_kernels())):
             return None
         state = state_of(list(owner._buffers.values()))
         if owner._known_reading is None or owner._known_reading[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                own, deviations = self.addresses(), owner._read_side_tables().deviations
+                own, side = self.addresses(), owner._read_side_tables()
                 parts = {"starts": own.starts, "classes": own.classes, "values": own.windows.values}
-                reading = make(owner._buffers_by_name(), own.layouts, deviations, **parts)
+                reading: Reading | GpuReading
+                if on_gpu:
+                    reading = gpu_reading_of(owner.codes, side, own.layouts, **parts)
+                else:
+                    reading = reading_of(owner._buffers_by_name(), own.layouts, side.deviations, **parts)
             owner._known_reading = state, reading
         return owner._known_reading[1]
 

@@ -11,7 +11,7 @@ import torch
 from coded_tables import MAKERS, ODD, embedding_of, gaussian
 from torch import Tensor
 
-from projclust.coding import gpu
+from projclust.coding import gpu, gpu_reading
 from projclust.coding.fit import CodedMatrix
 from projclust.tables import CodedEmbedding, CodedLMHead, coded_head
 from projclust.tables import coded as coded_tables_module
@@ -73,7 +73,16 @@ def test_rows_are_those_that_torch_decodes(
         found = embedding(own.to(device))
         assert found.dtype == dtype
         assert close(found, table[own.long()], TOLERANCE if dtype.itemsize >= 4 else torch.finfo(dtype).eps)
-    assert set(kernels) == {"lookup"}
+    assert set(kernels) == {"place"}
+
+
+def test_many_ids_are_read_in_parts(
+    matrices: dict[str, CodedMatrix], device: torch.device, kernels: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_reading, "_MOST_BETWEEN", 1)
+    embedding, ids = made(matrices["auto"], device), ids_of(300, 1025)
+    assert close(embedding(ids.to(device)), embedding_of(matrices["auto"]).decode(ids))
+    assert len(kernels) == 2
 
 
 @pytest.mark.parametrize("positions", [1, 3, 20])
@@ -87,7 +96,7 @@ def test_logits_are_those_of_the_decoded_table(
     found = head(hidden.to(device))
     assert found.dtype == dtype
     assert close(found, hidden.double() @ table.T, 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps)
-    assert set(kernels) == {"products", "logits"}
+    assert set(kernels) == {"logits"}
 
 
 def test_many_positions_and_training_decode_by_kernels_too(
@@ -150,4 +159,4 @@ def test_the_kernels_compile_for_gpus_that_are_not_here() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["lookup", "products", "logits", "coordinates", "viterbi"]
+    assert result.stdout.split() == ["place", "logits", "coordinates", "viterbi"]
