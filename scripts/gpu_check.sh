@@ -183,11 +183,9 @@ else
 fi
 bench="--device $device $quick"
 tests="tests/test_devices.py tests/tables tests/coding tests/clustering"
-workers= # a few processes at once, where pytest-xdist is there
-[ "$device" != cuda ] || ! "$python" -c 'import xdist' 2> "$work/xdist" || workers="-n 4"
 [ -z "$quick" ] || tests="tests/coding/test_trellis.py tests/tables/test_coded.py"
 
-step "Tests on the device" 150 text -m pytest $tests -q $workers -m device --device "$device" -p no:cacheprovider
+step "Tests on the device" 150 text -m pytest $tests -q -m device --device "$device" -p no:cacheprovider
 step "The solver" 60 markdown benchmarks/bench_solver.py $bench --parts default,memory,unequal $(target 2)
 step "A large table" 75 markdown benchmarks/bench_solver.py $bench $large --parts default,memory $(target 10)
 step "Coding" 60 markdown benchmarks/bench_codes.py $bench --table $coded --bits $bits $(target 1)
