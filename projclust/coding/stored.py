@@ -105,13 +105,36 @@ def store_side_tables(tables: SideTables, decoder_bits: int) -> tuple[dict[str, 
     return stored, codes.read()
 
 
+def checked_kinds(stored: dict[str, Tensor], rank: int) -> Tensor:
+    """(C, r) uint8: the kind of code of every coordinate, once it is known that the other numbers can be read.
+
+    Raises:
+        ProjclustError: a number of deviations that does not fit them; scales that give NaN or infinity.
+    """
+    # By each the largest number that they multiply.
+    scales = {
+        "gains": (torch.bfloat16, 1),
+        "mean_scales": (torch.bfloat16, 128),
+        "decoder_scales": (torch.float16, 128),
+    }
+    for name, (dtype, largest) in scales.items():
+        if name in stored and not bool((largest * bits_float(stored[name], dtype)).isfinite().all()):
+            raise ProjclustError(f"the embedding's {name} have NaN or infinite entries")
+    return _kinds(stored, rank)
+
+
+def _kinds(stored: dict[str, Tensor], rank: int) -> Tensor:
+    kinds = unpack_nibbles(stored["kinds"], rank)
+    # A compiler cannot look at data; what it follows was read before.
+    if not torch.compiler.is_compiling() and int((kinds != NONE).sum()) != len(stored["deviations"]):
+        raise ProjclustError("there is not one deviation for each coordinate with a code")
+    return kinds
+
+
 def read_side_tables(stored: dict[str, Tensor], rank: int, d: int, decoder_bits: int) -> SideTables:
     """The numbers in stored tensors, all but the codes and class ids."""
-    kinds = unpack_nibbles(stored["kinds"], rank)  # (C, r)
+    kinds = _kinds(stored, rank)  # (C, r)
     coded = kinds != NONE
-    # A compiler cannot look at data; what it follows was read before.
-    if not torch.compiler.is_compiling() and int(coded.sum()) != len(stored["deviations"]):
-        raise ProjclustError("there is not one deviation for each coordinate with a code")
     place = coded.flatten().cumsum(0).view(coded.shape) * coded  # from 1 on
     decoders = unpack_nibbles(stored["decoder"], d) if decoder_bits == 4 else stored["decoder"]
     means = None

@@ -14,13 +14,14 @@ from projclust.coding.codebooks import NONE
 from projclust.coding.decode import Windows, unit_coordinates, windows_of
 from projclust.coding.gpu import has_gpu_kernels
 from projclust.coding.gpu_reading import GpuReading, gpu_reading_of
-from projclust.coding.layout import ClassLayout, row_starts
+from projclust.coding.layout import ClassLayout, class_layouts, row_starts
 from projclust.coding.packing import unpack_nibbles
 from projclust.coding.portable import in_onnx_export, places
 from projclust.coding.reading import Reading, read_rows, reading_of
 from projclust.coding.stored import (
     SideTables,
     as_stored,
+    checked_kinds,
     read_classes,
     read_side_tables,
     store_classes,
@@ -218,13 +219,9 @@ class CodedTable(CompressedTable[CodedShape]):
         return [getattr(self.primary, name) for name in ("classes", "kinds") if name in self.shape.stored]
 
     def _derive(self) -> Addresses:
-        shape, side = self.shape, self._read_side_tables()
-        parts = {"gains": side.deviations, "mean_scales": side.means, "decoder_scales": side.decoders}
-        for name, part in parts.items():
-            if part is not None and not bool(part.isfinite().all()):
-                raise ProjclustError(f"the embedding's {name} have NaN or infinite entries")
+        shape = self.shape
+        layouts = class_layouts(checked_kinds(self._buffers_by_name(), shape.rank))
         classes = read_classes(self._buffers_by_name(), shape.n, shape.classes)
-        layouts = side.layouts()
         rows = torch.bincount(classes, minlength=shape.classes).tolist()
         row_bytes = [layout.row_bytes for layout in layouts]
         if sum(map(mul, rows, row_bytes)) != shape.code_bytes:
