@@ -44,10 +44,10 @@ class TokenRows(TrainableTokensLayer):
         """Start from the table's rows; what is tied has those of the other."""
         if tied_adapter is not None:
             return
-        wanted = more if config is None else vars(config)
+        table, wanted = self.get_base_layer(), more if config is None else vars(config)
         ids = self.token_indices[adapter_name] = wanted["token_indices"]
         with torch.no_grad():
-            rows = self.base_layer.primary.rows(torch.tensor(ids, device=self.base_layer.weight.device))
+            rows = table.primary.rows(torch.tensor(ids, device=table.weight.device))
         start = rows.clone() if wanted.get("init_weights", True) else torch.randn_like(rows)
         self.trainable_tokens_delta[adapter_name] = nn.Parameter(start)
         self.trainable_tokens_original[adapter_name] = rows

@@ -45,6 +45,7 @@ def _look() -> None:
     _wrap(lora.LoraModel, "_create_and_replace", _adapt)
     _wrap(tokens.TrainableTokensLayer, "__init__", _of_tokens)
     _wrap(tuners.BaseTuner, "_check_merge_allowed", _may_merge)
+    _wrap(tuners.BaseTuner, "_replace_module", _put)
     _wrap(sys.modules[_PEFT].PeftModel, "_setup_prompt_encoder", _set_up_prompt)
     # Functions, wherever peft keeps them by now.
     for module in (tuners, other):
@@ -105,10 +106,11 @@ def _adapt(stock: Any, self: Any, config: Any, adapter_name: str, target: Any, *
 
 def _of_tokens(stock: Any, self: Any, base_layer: Any, *arguments: Any, **more: Any) -> None:
     """trainable_token_indices: the layer becomes one that knows tables, for peft makes them in several places."""
+    table = getattr(base_layer, "base_layer", base_layer)  # of LoRA, on which peft refuses it
     with warnings.catch_warnings():
-        if isinstance(base_layer, CompressedTable):
+        if isinstance(table, CompressedTable):
             self.__class__ = importlib.import_module(_LAYERS).TokenRows
-            base_layer.primary.requires_grad_(False)
+            table.primary.requires_grad_(False)
             warnings.filterwarnings("ignore", "Unsupported layer type")
         stock(self, base_layer, *arguments, **more)
 
@@ -116,17 +118,27 @@ def _of_tokens(stock: Any, self: Any, base_layer: Any, *arguments: Any, **more: 
 def _may_merge(stock: Any, self: Any) -> None:
     if any(isinstance(getattr(module, "base_layer", None), CompressedTable) for module in self.model.modules()):
         raise ProjclustError(
-            "what an adapter changes of a compressed embedding or its output layer cannot be merged into it: save the "
-            "adapter, call dequantize() on the model without it, load it there and merge it"
+            "what an adapter learned on a compressed embedding or output layer cannot be merged into it: save the "
+            "adapter, load it onto the model after dequantize(), and merge it there"
         )
     stock(self)
 
 
+def _put(stock: Any, self: Any, parent: Any, name: str, new: Any, *others: Any) -> None:
+    """A layer that is taken off gives the one below its weight, which of a coded output layer must not stay."""
+    stock(self, parent, name, new, *others)
+    if isinstance(new, CodedTable):
+        vars(new).pop("weight", None)
+
+
 def _tied_with_embedding(stock: Any, model: Any) -> Any:
-    """The names of what reads the embedding's table: peft asks its parameters, and a coded one has none."""
+    """The names of what reads the embedding's table: peft looks for its parameters, and a coded one has none."""
     base = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
-    tables = {name: module for name, module in base.named_modules() if isinstance(module, CompressedTable)}
-    return sorted(name for name, table in tables.items() if table.primary is not table) or stock(model)
+    tables = {name: part for name, part in base.named_modules() if isinstance(part, CompressedTable)}
+    own = set(base.get_input_embeddings().modules()).intersection(tables.values()) if tables else set()
+    primaries = {table.primary for table in own}
+    tied = sorted(name for name, table in tables.items() if table.primary in primaries and table not in own)
+    return tied if own else stock(model)
 
 
 def _prepare(stock: Any, model: Any, *arguments: Any, **more: Any) -> Any:

@@ -163,6 +163,12 @@ def test_only_these_rows_are_replaced(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["equal", "auto"])
+def test_lora_and_rows_of_tokens_do_not_share_a_layer(how: str) -> None:
+    with pytest.raises(TypeError, match="trainable_token_indices cannot be applied"):  # as of a dense model
+        adapted("gpt2", how, lora(["wte"], trainable_token_indices=TOKENS))
+
+
+@pytest.mark.parametrize("how", ["equal", "auto"])
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_of_tokens_that_were_added(alone: bool, how: str, tmp_path: Path) -> None:
     fresh("gpt2", how).save_pretrained(tmp_path / "base")
@@ -187,7 +193,8 @@ def test_rows_of_tokens_that_were_added(alone: bool, how: str, tmp_path: Path) -
     assert torch.allclose(loaded(base(), tmp_path / "adapter")(ids).logits, given, atol=1e-5)
     with pytest.raises(ProjclustError, match="cannot be merged"):
         model.merge_and_unload()
-    assert torch.allclose(model.unload()(ids).logits, before, atol=1e-5)
+    again = copy.deepcopy(model.unload())
+    assert torch.allclose(again(ids).logits, before, atol=1e-5)
 
 
 @pytest.mark.parametrize(
