@@ -1,7 +1,8 @@
-"""What peft may do to compressed layers: it trains copies of them, and is told in one line what it cannot do.
+"""What peft does to compressed layers: it trains copies of them, LoRA and rows of single tokens beside them.
 
 peft knows layers by their classes and reads their dense weights. Where it meets a compressed one it would train
-nothing, or fail in words that lead nowhere. So a few of its methods look at the layer first.
+nothing, or fail in words that lead nowhere. So a few of its methods look at the layer first, and say in one line what
+cannot be.
 """
 
 import importlib
@@ -9,15 +10,23 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from projclust.errors import ProjclustError
 from projclust.tables import CodedLMHead, CodedTable, CompressedTable
+from projclust.tables.head import TiedHead
+from projclust.tables.lookup import EmbeddingLookup
 
-_PEFT = "peft.peft_model"
+_PEFT, _LAYERS = "peft.peft_model", "projclust.hf.adapter_layers"
+# What `init_lora_weights` may say where there is no dense weight to look at.
+_STARTS = ("gaussian", "orthogonal")
 
 
 def heed_adapters() -> None:
@@ -29,36 +38,32 @@ def heed_adapters() -> None:
 
 
 def _look() -> None:
-    other, tokens = importlib.import_module("peft.utils.other"), importlib.import_module("peft.tuners.trainable_tokens")
-    lora, models = importlib.import_module("peft.tuners.lora.model"), sys.modules[_PEFT]
+    peft, utils, other = map(importlib.import_module, ("peft", "peft.utils", "peft.utils.other"))
+    tuners, lora = map(importlib.import_module, ("peft.tuners.tuners_utils", "peft.tuners.lora.model"))
+    tokens = importlib.import_module("peft.tuners.trainable_tokens")
     _wrap(other.ModulesToSaveWrapper, "update", _update)
+    _wrap(lora.LoraModel, "_create_and_replace", _adapt)
     _wrap(tokens.TrainableTokensLayer, "__init__", _of_tokens)
-    _wrap(models.PeftModel, "_setup_prompt_encoder", _set_up_prompt)
-    if not hasattr(lora.LoraModel._create_new_module, "__wrapped__"):
-        stock = lora.LoraModel._create_new_module
+    _wrap(tuners.BaseTuner, "_check_merge_allowed", _may_merge)
+    _wrap(tuners.BaseTuner, "_replace_module", _put)
+    _wrap(sys.modules[_PEFT].PeftModel, "_setup_prompt_encoder", _set_up_prompt)
+    # Functions, wherever peft keeps them by now.
+    for module in (tuners, other):
+        _wrap(module, "_get_module_names_tied_with_embedding", _tied_with_embedding)
+    for module in (other, utils, peft):
+        _wrap(module, "prepare_model_for_kbit_training", _prepare)
+
+
+def _wrap(holder: Any, name: str, own: Callable[..., Any]) -> None:
+    """Let `own(stock, ...)` take the place of a method or function, once."""
+    stock = getattr(holder, name, None)
+    if stock is not None and not hasattr(stock, "__wrapped__"):
 
         @wraps(stock)
-        def create(config: Any, adapter_name: str, target: Any, *others: Any, **more: Any) -> Any:
-            if isinstance(target, CompressedTable):
-                raise ProjclustError(
-                    "LoRA adapts a dense weight, and a compressed embedding and its tied output layer have none: leave "
-                    "them out of target_modules, or call model.dequantize() first"
-                )
-            return stock(config, adapter_name, target, *others, **more)
+        def call(*arguments: Any, **more: Any) -> Any:
+            return own(stock, *arguments, **more)
 
-        lora.LoraModel._create_new_module = staticmethod(create)
-
-
-def _wrap(kind: Any, name: str, own: Callable[..., Any]) -> None:
-    """Let `own(stock, self, ...)` take the place of a method, once."""
-    stock = getattr(kind, name)
-    if not hasattr(stock, "__wrapped__"):
-
-        @wraps(stock)
-        def method(self: Any, *arguments: Any, **more: Any) -> Any:
-            return own(stock, self, *arguments, **more)
-
-        setattr(kind, name, method)
+        setattr(holder, name, call)
 
 
 def _update(stock: Any, self: Any, adapter_name: str, tied_module: Any = None, **more: Any) -> None:
@@ -81,14 +86,68 @@ def _update(stock: Any, self: Any, adapter_name: str, tied_module: Any = None, *
         copy.requires_grad_(adapter_name == self.active_adapter)
 
 
+def _adapt(stock: Any, self: Any, config: Any, adapter_name: str, target: Any, *others: Any, **more: Any) -> None:
+    """LoRA."""
+    table = getattr(target, "base_layer", target)
+    if isinstance(table, CompressedTable):
+        variants = {"use_dora", *(field.name for field in fields(config) if field.metadata.get("is_lora_variant"))}
+        is_plain = config.init_lora_weights in (True, False, *_STARTS) and not any(getattr(config, v) for v in variants)
+        if not is_plain or more.get("parameter_name") is not None:
+            raise ProjclustError(
+                "only plain LoRA adapts a compressed embedding or its output layer, which have no dense weight: name "
+                "them in target_modules, without use_dora and the like, with init_lora_weights True, False, "
+                f"{' or '.join(map(repr, _STARTS))}, or call model.dequantize() first"
+            )
+        table.primary.requires_grad_(False)
+        layers = importlib.import_module(_LAYERS)
+        config._register_custom_module({EmbeddingLookup: layers.EmbeddingLora, TiedHead: layers.HeadLora})
+    stock(self, config, adapter_name, target, *others, **more)
+
+
 def _of_tokens(stock: Any, self: Any, base_layer: Any, *arguments: Any, **more: Any) -> None:
-    """trainable_token_indices."""
-    if isinstance(base_layer, CompressedTable):
+    """trainable_token_indices: the layer becomes one that knows tables, for peft makes them in several places."""
+    table = getattr(base_layer, "base_layer", base_layer)  # of LoRA, on which peft refuses it
+    with warnings.catch_warnings():
+        if isinstance(table, CompressedTable):
+            self.__class__ = importlib.import_module(_LAYERS).TokenRows
+            table.primary.requires_grad_(False)
+            warnings.filterwarnings("ignore", "Unsupported layer type")
+        stock(self, base_layer, *arguments, **more)
+
+
+def _may_merge(stock: Any, self: Any) -> None:
+    if any(isinstance(getattr(module, "base_layer", None), CompressedTable) for module in self.model.modules()):
         raise ProjclustError(
-            "trainable_token_indices replaces rows of a dense embedding: give new tokens rows by "
-            "resize_token_embeddings, which train, or call model.dequantize() first"
+            "what an adapter learned on a compressed embedding or output layer cannot be merged into it: save the "
+            "adapter, load it onto the model after dequantize(), and merge it there"
         )
-    stock(self, base_layer, *arguments, **more)
+    stock(self)
+
+
+def _put(stock: Any, self: Any, parent: Any, name: str, new: Any, *others: Any) -> None:
+    """A layer that is taken off gives the one below its weight, which of a coded output layer must not stay."""
+    stock(self, parent, name, new, *others)
+    if isinstance(new, CodedTable):
+        vars(new).pop("weight", None)
+
+
+def _tied_with_embedding(stock: Any, model: Any) -> Any:
+    """The names of what reads the embedding's table: peft looks for its parameters, and a coded one has none."""
+    base = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), model)
+    tables = {name: part for name, part in base.named_modules() if isinstance(part, CompressedTable)}
+    own = set(base.get_input_embeddings().modules()).intersection(tables.values()) if tables else set()
+    primaries = {table.primary for table in own}
+    tied = sorted(name for name, table in tables.items() if table.primary in primaries and table not in own)
+    return tied if own else stock(model)
+
+
+def _prepare(stock: Any, model: Any, *arguments: Any, **more: Any) -> Any:
+    """prepare_model_for_kbit_training makes parameters float32; what is decoded goes with them."""
+    prepared = stock(model, *arguments, **more)
+    for module in prepared.modules():
+        if isinstance(module, CodedTable):
+            module.float()
+    return prepared
 
 
 def _set_up_prompt(stock: Any, self: Any, adapter_name: str) -> Any:

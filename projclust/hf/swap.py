@@ -125,6 +125,8 @@ def restore_dense(model: PreTrainedModel) -> None:
     compressed = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, CompressedTable)}
     if not compressed:
         raise ProjclustError("this model holds no compressed embedding")
+    if any(name.endswith(".base_layer") for name in compressed):
+        raise ProjclustError("an adapter sits on the compressed embedding: save it, and `unload()` it first")
     weights: dict[int, nn.Parameter] = {}  # one for each set of factors: something may have untied a head meanwhile
     rebuilt: dict[int, nn.Module] = {}
     for name, module in compressed.items():

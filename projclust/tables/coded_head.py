@@ -87,7 +87,7 @@ class CodedLMHead(TiedHead[CodedShape], CodedTable):
         side, device = self.side_tables(), hidden.device
         inner = F.linear(hidden, side.decoders.flatten(0, 1).to(hidden))  # (..., G*r)
         if side.means is None:
-            shift = hidden.new_zeros(*hidden.shape[:-1], self.shape.classes)
+            shift = inner.new_zeros(*hidden.shape[:-1], self.shape.classes)  # autocast made that of another dtype
         else:
             shift = F.linear(hidden, side.means.to(hidden))  # (..., C)
         flat_inner, flat_shift = inner.reshape(-1, inner.shape[-1]), shift.reshape(-1, shift.shape[-1])

@@ -81,12 +81,10 @@ def test_prompts_are_tuned(how: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "options", "message"),
     [
-        ("equal", {"target_modules": ["wte"]}, "LoRA adapts a dense weight"),
-        ("auto", {"target_modules": ["wte"]}, "LoRA adapts a dense weight"),
-        ("equal", {"target_modules": ["lm_head"]}, "LoRA adapts a dense weight"),
-        ("auto", {"target_modules": ["c_attn", "lm_head"]}, "LoRA adapts a dense weight"),
-        ("equal", {"trainable_token_indices": [3, 5]}, "resize_token_embeddings"),
-        ("auto", {"trainable_token_indices": {"wte": [3]}}, "resize_token_embeddings"),
+        ("equal", {"target_modules": ["wte"], "use_dora": True}, "only plain LoRA adapts"),
+        ("auto", {"target_modules": ["wte"], "use_dora": True}, "only plain LoRA adapts"),
+        ("equal", {"target_modules": ["lm_head"], "init_lora_weights": "pissa"}, "only plain LoRA adapts"),
+        ("auto", {"target_modules": ["lm_head"], "init_lora_weights": "olora"}, "only plain LoRA adapts"),
         ("auto", {"modules_to_save": ["lm_head"]}, "a coded output layer holds nothing"),
         ("equal", {"modules_to_save": ["wte", "lm_head"], "ensure_weight_tying": True}, "name either it or the output"),
     ],
@@ -120,8 +118,8 @@ def test_whatever_is_imported_first(order: str) -> None:
 {order}
 import transformers, projclust.hf.quantizer, peft.utils.other
 print(*[hasattr(kind, "__wrapped__") for kind in (
-    peft.utils.other.ModulesToSaveWrapper.update, peft.tuners.lora.model.LoraModel._create_new_module,
-    peft.PeftModel._setup_prompt_encoder)])
+    peft.utils.other.ModulesToSaveWrapper.update, peft.tuners.lora.model.LoraModel._create_and_replace,
+    peft.PeftModel._setup_prompt_encoder, peft.prepare_model_for_kbit_training)])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.stdout == "True True True\n", result.stderr
+    assert result.stdout == "True True True True\n", result.stderr

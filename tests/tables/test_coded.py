@@ -278,11 +278,12 @@ def test_precisions_change_no_byte(matrix: CodedMatrix, dtype: torch.dtype) -> N
     assert torch.equal(embedding(ids), exact)
 
 
-def test_gradients_in_half_precision(auto: CodedMatrix) -> None:
-    embedding = embedding_of(auto)
-    head, hidden, ids = head_of(embedding, False), gaussian(50, D, seed=1), token_ids(N, 50)
+def test_gradients_in_half_precision(matrix: CodedMatrix) -> None:
+    embedding = embedding_of(matrix)
+    n = embedding.num_embeddings
+    head, hidden, ids = head_of(embedding, False), gaussian(50, D, seed=1), token_ids(n, 50)
     embedding.unfreeze()
-    weight = torch.rand(50, N, generator=torch.Generator().manual_seed(2))
+    weight = torch.rand(50, n, generator=torch.Generator().manual_seed(2))
     exact = torch.autograd.grad((head(hidden) * weight).sum(), list(embedding.parameters()))
     with torch.autocast("cpu", torch.bfloat16):
         out = head(hidden)
