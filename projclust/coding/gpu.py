@@ -24,7 +24,7 @@ def has_gpu_kernels(device: torch.device) -> bool:
         entry, found = torch.zeros(1, 1, dtype=torch.int32, device=device), torch.ones(1, 256, device=device)
         with device_of(one):
             sizes = {"ROWS": 16, "COORDINATES": 16}
-            kernel[1, 1](one, 0, found, 1, 1, 1, entry, entry, entry, found.clone(), **sizes)
+            kernel[1, 1](one, 0, found, 1, 1, 1, entry, entry, entry, found.clone(), found.clone(), **sizes)
         torch.cuda.synchronize(device)
     except Exception as error:  # of Triton, of the compiler it calls, of a driver: torch does the same
         reason = str(error).strip().splitlines()

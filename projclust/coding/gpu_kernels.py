@@ -120,10 +120,11 @@ def coordinates(
     shifts,
     entries,
     values,
+    factors,  # (m,)
     ROWS: tl.constexpr,
     COORDINATES: tl.constexpr,
 ):
-    """Some coordinates, in units of their deviations, of some rows of one class."""
+    """Some coordinates, times their factors, of some rows of one class."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.program_id(1) * COORDINATES + tl.arange(0, COORDINATES)
     live = k < m
@@ -132,6 +133,7 @@ def coordinates(
     shift = tl.load(shifts + k, mask=live, other=0)[:, None]
     entry = tl.load(entries + k, mask=live, other=0)[:, None]
     unit = _unit(codes, row.to(tl.int64)[None, :] * length + byte, last, shift, entry, values, both)
+    unit *= tl.load(factors + k, mask=live, other=0.0)[:, None]
     tl.store(out + k[:, None].to(tl.int64) * rows + row[None, :], unit, mask=both)
 
 

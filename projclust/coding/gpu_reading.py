@@ -122,14 +122,14 @@ def read_logits(reading: GpuReading, hidden: Tensor, head: GpuHeadRows, shape: C
     return out
 
 
-def coordinates_of(codes: Tensor, rows: int, layout: ClassLayout, values: Tensor) -> Tensor:
-    """(m, rows) float32 coordinates, in units of their deviations, of rows of one class whose codes are given."""
+def coordinates_of(codes: Tensor, rows: int, layout: ClassLayout, values: Tensor, factors: Tensor) -> Tensor:
+    """(m, rows) float32 coordinates of rows of one class whose codes are given: their values times the (m,) factors."""
     out = torch.empty(len(layout.coded), rows, dtype=torch.float32, device=codes.device)
     grid = -(-rows // _ROWS), -(-len(layout.coded) // _COORDINATES)
     with gpu.device_of(codes):
         gpu.gpu_kernels().coordinates[grid](
             *(codes, max(len(codes) - 1, 0), out, rows, layout.row_bytes, len(layout.coded)),
-            *(layout.byte, layout.shift, layout.entry, values),
+            *(layout.byte, layout.shift, layout.entry, values, factors),
             ROWS=_ROWS,
             COORDINATES=_COORDINATES,
         )

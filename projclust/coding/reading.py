@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# What a thread does at once: distinct rows of a lookup; rows of a head, which share tables of sums; rows of decoders.
-_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS = 1024, 8192, 2048
+# What a thread does at once: distinct rows of a lookup; rows of a head, which share tables of sums; rows of decoders;
+# rows whose coordinates are made.
+_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS, _BLOCK_ROWS = 1024, 8192, 2048, 1024
 # Up to so many ids are read by one compiled loop, without unpacked decoders.
 _FEW_IDS = 16
 
@@ -184,6 +185,19 @@ def read_logits(reading: Reading, hidden: Tensor, head: HeadRows, shape: CodedSh
 
     _in_threads(add_up, len(head.tasks), 1)
     return logits
+
+
+def coordinates_of(codes: Tensor, rows: int, layout: ClassLayout, values: Tensor, factors: Tensor) -> Tensor:
+    """(m, rows) float32 coordinates of rows of one class whose codes are given: their values times the (m,) factors."""
+    out = _floats(len(layout.coded), rows)
+    places = torch.stack([layout.byte, layout.shift, layout.entry])
+    arrays = codes.numpy(), places.numpy(), values.numpy(), factors.numpy()
+
+    def work(start: int, end: int) -> None:
+        _kernels().coordinates(*arrays, (start, end), out.numpy())
+
+    _in_threads(work, rows, _BLOCK_ROWS)
+    return out
 
 
 @cache

@@ -15,8 +15,9 @@ from projclust.coding.gpu import has_gpu_kernels
 from projclust.coding.gpu_reading import GpuHeadRows, GpuReading, gpu_head_rows
 from projclust.coding.layout import ClassLayout
 from projclust.coding.portable import in_onnx_export, never, places, states
-from projclust.coding.reading import HeadRows, head_rows, read_logits
+from projclust.coding.reading import HeadRows, coordinates_of, head_rows, read_logits
 from projclust.coding.stored import decoder_of_each
+from projclust.coding.trellis import has_kernels
 from projclust.shapes import CodedShape
 from projclust.tables.coded import BLOCK_ROWS, Addresses, CodedTable
 from projclust.tables.head import TiedHead
@@ -136,12 +137,18 @@ class _Block(NamedTuple):
     inner: Tensor  # (m,) the coordinates with codes, among those of all decoders
     layout: ClassLayout
 
-    def unit_coordinates(self, codes: Tensor, values: Tensor) -> Tensor:
-        """(m, rows) in units of their deviations."""
+    def coordinates(self, codes: Tensor, values: Tensor, factors: Tensor) -> Tensor:
+        """(m, rows) float32 coordinates: in units of their deviations, times (m,) factors."""
         row_bytes = self.layout.row_bytes
-        own = codes[self.first_byte : self.first_byte + self.rows * row_bytes].view(self.rows, row_bytes)
-        if is_plain(codes) and has_gpu_kernels(codes.device):
-            return gpu_reading.coordinates_of(own.flatten(), self.rows, self.layout, values)
+        own = codes[self.first_byte : self.first_byte + self.rows * row_bytes]
+        if is_plain(codes) and is_plain(factors):
+            if has_gpu_kernels(codes.device):
+                return gpu_reading.coordinates_of(own, self.rows, self.layout, values, factors)
+            if codes.is_cpu and has_kernels():
+                return coordinates_of(own, self.rows, self.layout, values, factors)
+        return self._unit_coordinates(own.view(self.rows, row_bytes), values) * factors.unsqueeze(1)
+
+    def _unit_coordinates(self, own: Tensor, values: Tensor) -> Tensor:
         # Bytes first: then whole rows are selected, many times faster on a CPU than entries of each row.
         if in_onnx_export():
             return entries(values, self._portable_states(own.t().int()) + self.layout.entry.unsqueeze(1))
@@ -159,9 +166,9 @@ class _Block(NamedTuple):
         byte, shift = self.layout.byte, self.layout.shift.unsqueeze(1)
         return states(own.index_select(0, byte), following.index_select(0, byte), shift)
 
-    def coordinates(self, codes: Tensor, values: Tensor, deviations: Tensor) -> Tensor:
-        """(m, rows) float32 coordinates of the rows."""
-        return self.unit_coordinates(codes, values) * deviations[self.number, self.layout.coded].unsqueeze(1)
+    def deviations(self, deviations: Tensor) -> Tensor:
+        """(m,) those of the coordinates with codes, of all, (C, r)."""
+        return deviations[self.number, self.layout.coded]
 
 
 class _HeadOrder(NamedTuple):
@@ -184,7 +191,7 @@ def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tenso
         if len(block.inner) == 0:
             parts.append(shift[:, block.number : block.number + 1].expand(-1, block.rows))
             continue
-        coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
+        coordinates = block.coordinates(codes, order.values, block.deviations(deviations)).to(inner.dtype)
         part = inner.index_select(1, block.inner) @ coordinates
         parts.append(part + shift[:, block.number : block.number + 1])
     return torch.cat(parts, 1).index_select(1, order.position)
@@ -197,10 +204,12 @@ class _CodedLogits(torch.autograd.Function):
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
         logits = inner.new_empty(len(inner), len(order.rows))
         for block in order.blocks:
-            coordinates = block.coordinates(codes, order.values, deviations).to(inner.dtype)
+            coordinates = block.coordinates(codes, order.values, block.deviations(deviations)).to(inner.dtype)
             part = logits[:, block.first_row : block.first_row + block.rows]
             start = shift[:, block.number : block.number + 1]
             torch.addmm(start, inner.index_select(1, block.inner), coordinates, out=part)
+        if len(logits) <= _BLOCK_POSITIONS:
+            return logits.index_select(1, order.position)
         for positions in logits.split(_BLOCK_POSITIONS):
             positions.copy_(positions.index_select(1, order.position))
         return logits
@@ -224,10 +233,10 @@ class _CodedLogits(torch.autograd.Function):
         grouped = gradient.index_select(1, order.rows)
         for block in order.blocks:
             part = grouped[:, block.first_row : block.first_row + block.rows]
-            unit = block.unit_coordinates(codes, order.values)
-            own = deviations[block.number, block.layout.coded].unsqueeze(1)
+            own = block.deviations(deviations)
+            unit = block.coordinates(codes, order.values, torch.ones_like(own))
             if wants_inner:
-                to_inner.index_add_(1, block.inner, (part @ (unit * own).t().to(part.dtype)).to(exact))
+                to_inner.index_add_(1, block.inner, (part @ (unit * own.unsqueeze(1)).t().to(part.dtype)).to(exact))
             if wants_shift:
                 to_shift[:, block.number] += part.sum(1, dtype=exact)
             if wants_deviations:
