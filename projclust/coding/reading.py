@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# What a thread does at once: distinct rows of a lookup; rows of a head, which share tables of sums; rows of decoders;
-# rows whose coordinates are made.
-_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS, _BLOCK_ROWS = 1024, 8192, 2048, 1024
+# What a thread does at once: distinct rows of a lookup; rows of a head, which share tables of sums; rows of decoders.
+_LOOKUP_ROWS, HEAD_ROWS, _DECODER_ROWS = 1024, 8192, 2048
 # Up to so many ids are read by one compiled loop, without unpacked decoders.
 _FEW_IDS = 16
 
@@ -191,12 +190,7 @@ def coordinates_of(codes: Tensor, rows: int, layout: ClassLayout, values: Tensor
     """(m, rows) float32 coordinates of rows of one class whose codes are given: their values times the (m,) factors."""
     out = _floats(len(layout.coded), rows)
     places = torch.stack([layout.byte, layout.shift, layout.entry])
-    arrays = codes.numpy(), places.numpy(), values.numpy(), factors.numpy()
-
-    def work(start: int, end: int) -> None:
-        _kernels().coordinates(*arrays, (start, end), out.numpy())
-
-    _in_threads(work, rows, _BLOCK_ROWS)
+    _kernels().coordinates(codes.numpy(), places.numpy(), values.numpy(), factors.numpy(), out.numpy())
     return out
 
 

@@ -285,22 +285,22 @@ def logits(reading: Any, task: Any, hidden: Any, rows: Any, out: Any) -> None:
 
 
 @compiled
-def coordinates(codes: Any, layout: Any, values: Any, factors: Any, ends: Any, out: Any) -> None:
-    """Fill ``out[:, ends[0]:ends[1]]``, of (m, rows), with coordinates of rows of one class, times their (m,) factors.
+def coordinates(codes: Any, layout: Any, values: Any, factors: Any, out: Any) -> None:
+    """Fill `out`, (m, rows), with coordinates of rows of one class, times their (m,) factors.
 
     `codes` are those of all rows; `layout` are byte, shift and entry of each coordinate, (3, m), see `ClassLayout`.
     """
-    start, end = ends
-    length, count = len(codes) // out.shape[1], end - start
+    count = out.shape[1]
+    length = len(codes) // count
     # Byte after byte, so that what follows each other in memory is done at once.
     lanes = np.zeros((length + 1, count), np.uint8)
     for i in range(count):
-        row = codes[(start + i) * length : (start + i + 1) * length]
+        row = codes[i * length : (i + 1) * length]
         for byte in range(length):
             lanes[byte, i] = row[byte]
     for k in range(len(out)):
         byte, shift, entry = layout[0, k], np.uint16(layout[1, k]), layout[2, k]
-        own, first, second = out[k, start:end], lanes[byte], lanes[byte + 1]
+        own, first, second = out[k], lanes[byte], lanes[byte + 1]
         table = values[entry : entry + 256] * factors[k]
         for i in range(count):
             pair = np.uint16(np.uint16(first[i]) << np.uint16(8) | np.uint16(second[i]))

@@ -1,5 +1,6 @@
 """`CodedLMHead`: the output layer tied to a `CodedEmbedding`."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -197,17 +198,32 @@ def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tenso
     return torch.cat(parts, 1).index_select(1, order.position)
 
 
+def _with_coordinates(codes: Tensor, order: _HeadOrder, deviations: Tensor) -> Iterator[tuple[_Block, Tensor]]:
+    """The blocks, and the coordinates of each: of the next one, where loops make them, while this one is used."""
+
+    # Here, for in another thread gradients would be recorded.
+    blocks = [(block, block.deviations(deviations)) for block in order.blocks]
+
+    def make(own: tuple[_Block, Tensor]) -> Tensor:
+        return own[0].coordinates(codes, order.values, own[1])
+
+    if not (codes.is_cpu and has_kernels() and is_plain(codes)):
+        return zip(order.blocks, map(make, blocks), strict=True)
+    from projclust.coding.kernels import made_ahead
+
+    return zip(order.blocks, made_ahead(make, blocks), strict=True)
+
+
 class _CodedLogits(torch.autograd.Function):
     """Logits (N, n) of inner (N, G*r), shift (N, C): rows are decoded block by block, used and forgotten, both ways."""
 
     @staticmethod
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
         logits = inner.new_empty(len(inner), len(order.rows))
-        for block in order.blocks:
-            coordinates = block.coordinates(codes, order.values, block.deviations(deviations)).to(inner.dtype)
+        for block, coordinates in _with_coordinates(codes, order, deviations):
             part = logits[:, block.first_row : block.first_row + block.rows]
             start = shift[:, block.number : block.number + 1]
-            torch.addmm(start, inner.index_select(1, block.inner), coordinates, out=part)
+            torch.addmm(start, inner.index_select(1, block.inner), coordinates.to(inner.dtype), out=part)
         if len(logits) <= _BLOCK_POSITIONS:
             return logits.index_select(1, order.position)
         for positions in logits.split(_BLOCK_POSITIONS):
