@@ -5,7 +5,7 @@ never wait for each other: `in_threads` does that. Where numba cannot be importe
 same bit; see `projclust.coding.trellis`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def compiled(loop: Loop) -> Loop:
@@ -52,21 +50,6 @@ def in_threads(work: Callable[[int, int], None], count: int, block: int) -> None
         share()
     for other in shares:
         other.result()
-
-
-def made_ahead(make: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """``make(item)`` of each item in turn, by a thread that makes the next one while the last is used."""
-    if torch.get_num_threads() == 1:
-        yield from map(make, items)
-        return
-    with ThreadPoolExecutor(1) as threads:
-        following = None
-        for item in items:
-            made, following = following, threads.submit(make, item)
-            if made is not None:
-                yield made.result()
-        if following is not None:
-            yield following.result()
 
 
 @compiled

@@ -186,9 +186,15 @@ def read_logits(reading: Reading, hidden: Tensor, head: HeadRows, shape: CodedSh
     return logits
 
 
-def coordinates_of(codes: Tensor, rows: int, layout: ClassLayout, values: Tensor, factors: Tensor) -> Tensor:
-    """(m, rows) float32 coordinates of rows of one class whose codes are given: their values times the (m,) factors."""
-    out = _floats(len(layout.coded), rows)
+def coordinates_of(
+    codes: Tensor, rows: int, layout: ClassLayout, values: Tensor, factors: Tensor, room: Tensor | None = None
+) -> Tensor:
+    """(m, rows) float32 coordinates of rows of one class whose codes are given: their values times the (m,) factors.
+
+    They lie in `room`, a vector, if there is one: new memory costs as much as the numbers in it.
+    """
+    size = len(layout.coded), rows
+    out = _floats(*size) if room is None else room[: size[0] * rows].view(size)
     places = torch.stack([layout.byte, layout.shift, layout.entry])
     _kernels().coordinates(codes.numpy(), places.numpy(), values.numpy(), factors.numpy(), out.numpy())
     return out

@@ -1,6 +1,5 @@
 """`CodedLMHead`: the output layer tied to a `CodedEmbedding`."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -138,15 +137,15 @@ class _Block(NamedTuple):
     inner: Tensor  # (m,) the coordinates with codes, among those of all decoders
     layout: ClassLayout
 
-    def coordinates(self, codes: Tensor, values: Tensor, factors: Tensor) -> Tensor:
-        """(m, rows) float32 coordinates: in units of their deviations, times (m,) factors."""
+    def coordinates(self, codes: Tensor, values: Tensor, factors: Tensor, room: Tensor | None = None) -> Tensor:
+        """(m, rows) float32 coordinates: in units of their deviations, times (m,) factors; see `coordinates_of`."""
         row_bytes = self.layout.row_bytes
         own = codes[self.first_byte : self.first_byte + self.rows * row_bytes]
         if is_plain(codes) and is_plain(factors):
             if has_gpu_kernels(codes.device):
                 return gpu_reading.coordinates_of(own, self.rows, self.layout, values, factors)
             if codes.is_cpu and has_kernels():
-                return coordinates_of(own, self.rows, self.layout, values, factors)
+                return coordinates_of(own, self.rows, self.layout, values, factors, room)
         return self._unit_coordinates(own.view(self.rows, row_bytes), values) * factors.unsqueeze(1)
 
     def _unit_coordinates(self, own: Tensor, values: Tensor) -> Tensor:
@@ -198,29 +197,15 @@ def _plain_logits(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tenso
     return torch.cat(parts, 1).index_select(1, order.position)
 
 
-def _with_coordinates(codes: Tensor, order: _HeadOrder, deviations: Tensor) -> Iterator[tuple[_Block, Tensor]]:
-    """The blocks, and the coordinates of each: of the next one, where loops make them, while this one is used."""
-
-    # Here, for in another thread gradients would be recorded.
-    blocks = [(block, block.deviations(deviations)) for block in order.blocks]
-
-    def make(own: tuple[_Block, Tensor]) -> Tensor:
-        return own[0].coordinates(codes, order.values, own[1])
-
-    if not (codes.is_cpu and has_kernels() and is_plain(codes)):
-        return zip(order.blocks, map(make, blocks), strict=True)
-    from projclust.coding.kernels import made_ahead
-
-    return zip(order.blocks, made_ahead(make, blocks), strict=True)
-
-
 class _CodedLogits(torch.autograd.Function):
     """Logits (N, n) of inner (N, G*r), shift (N, C): rows are decoded block by block, used and forgotten, both ways."""
 
     @staticmethod
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
         logits = inner.new_empty(len(inner), len(order.rows))
-        for block, coordinates in _with_coordinates(codes, order, deviations):
+        room = deviations.new_empty(max(len(block.inner) * block.rows for block in order.blocks))
+        for block in order.blocks:
+            coordinates = block.coordinates(codes, order.values, block.deviations(deviations), room=room)
             part = logits[:, block.first_row : block.first_row + block.rows]
             start = shift[:, block.number : block.number + 1]
             torch.addmm(start, inner.index_select(1, block.inner), coordinates.to(inner.dtype), out=part)
