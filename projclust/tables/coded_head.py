@@ -203,7 +203,8 @@ class _CodedLogits(torch.autograd.Function):
     @staticmethod
     def forward(inner: Tensor, shift: Tensor, deviations: Tensor, codes: Tensor, order: _HeadOrder) -> Tensor:
         logits = inner.new_empty(len(inner), len(order.rows))
-        room = deviations.new_empty(max(len(block.inner) * block.rows for block in order.blocks))
+        largest = max(len(block.inner) * block.rows for block in order.blocks)
+        room = deviations.new_empty(largest) if codes.is_cpu else None
         for block in order.blocks:
             coordinates = block.coordinates(codes, order.values, block.deviations(deviations), room=room)
             part = logits[:, block.first_row : block.first_row + block.rows]
