@@ -28,6 +28,6 @@ done
 echo
 python scripts/quickstart_report.py "$minilm" "$out"
 echo
-search=(python benchmarks/search_verses.py "$out/MiniLM" "$out"/minilm-{bits,projective,svd,random})
+search=(python benchmarks/search_verses.py "$out/MiniLM" "$out"/minilm-{bits,projective,svd})
 echo "\$ ${search[*]}"
 "${search[@]}" | tee "$out/search.md"
