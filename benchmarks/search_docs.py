@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from search_verses import Pair, main, options, sample
+from search_verses import Pair, main
 
 PACKAGES = ("numpy", "scipy", "sklearn", "torch", "pandas", "matplotlib")
 SUMMARY_WORDS, REST_WORDS = range(5, 31), (30, 60)
@@ -55,9 +55,10 @@ def docstring_pairs() -> list[Pair]:
 
 
 if __name__ == "__main__":
-    parser = options(__doc__)
-    parser.add_argument("--texts", type=int, default=2000, help="How many docstrings to take.")
-    arguments = parser.parse_args()
-    chosen = sample(docstring_pairs(), arguments.texts)
-    print(f"{len(chosen):,} docstrings, each one's summary and what follows it sought by each other\n")
-    main(chosen, arguments.model, arguments.compressed)
+    main(
+        __doc__,
+        "texts",
+        2000,
+        docstring_pairs,
+        "of docstrings, each one's summary and what follows it sought by each other",
+    )

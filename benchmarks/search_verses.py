@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -122,7 +122,7 @@ def size_of(report: dict[str, Any]) -> str:
     return f"{report['method']}, " + f"k={report['k']}, " * (report["method"] != "svd") + f"j={report['j']}"
 
 
-def main(pairs: list[Pair], dense: Path, compressed: list[Path]) -> None:
+def print_found(pairs: list[Pair], dense: Path, compressed: list[Path]) -> None:
     """Print a table of what each model finds."""
     logging.disable_progress_bar()
     print("| variant | embedding | smaller | found first, % | points lost |")
@@ -135,19 +135,18 @@ def main(pairs: list[Pair], dense: Path, compressed: list[Path]) -> None:
         print(f"| {found.name} | {sizes} | {found.percent:.2f} ± {found.error:.2f} | {lost} |", flush=True)
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """The models, for the command lines of searches."""
+def main(description: str | None, what: str, default: int, read: Callable[[], list[Pair]], sought: str) -> None:
+    """The command line of a search among so many pairs: `what` they are, and how they are `sought`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="The folder of a sentence encoder.")
     parser.add_argument("compressed", type=Path, nargs="*", help="Folders that `projclust compress` made of it.")
-    return parser
+    parser.add_argument(f"--{what}", dest="count", type=int, default=default, help=f"How many {what} ({default}).")
+    arguments = parser.parse_args()
+    chosen = sample(read(), arguments.count)
+    print(f"{len(chosen):,} {what} {sought}\n")
+    print_found(chosen, arguments.model, arguments.compressed)
 
 
 if __name__ == "__main__":
-    parser = options(__doc__)
-    parser.add_argument("--verses", type=int, default=1750, help="How many verses to take.")
-    arguments = parser.parse_args()
-    chosen = sample(verse_pairs(), arguments.verses)
-    print(f"{len(chosen):,} verses in two translations, each sought among all of the other translation\n")
-    main(chosen, arguments.model, arguments.compressed)
+    main(__doc__, "verses", 1750, verse_pairs, "in two translations, each sought among all of the other translation")
     print("\nOrdinary language. In technical text searches are harder and lose more: docs/accuracy.md.")

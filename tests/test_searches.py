@@ -74,7 +74,7 @@ def test_a_search_prints_every_model(tiny_classifier: Path, tmp_path: Path, caps
         assert run(["compress", str(tiny_classifier), *size, "-o", str(tmp_path / name)]) == 0
     capsys.readouterr()
     pairs = [(f"the film was {word}", f"a {word} film") for word in ("good", "bad", "long", "short", "dull", "funny")]
-    search_verses.main(pairs, tiny_classifier, [tmp_path / "bits", tmp_path / "svd"])
+    search_verses.print_found(pairs, tiny_classifier, [tmp_path / "bits", tmp_path / "svd"])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows[2:]] == ["dense", "auto, 4.00 bits", "svd, j=6"]
     assert [row[4] == "-" for row in rows[2:]] == [True, False, False]

@@ -22,6 +22,14 @@ def _unit(codes, at, last, shift, entry, values, live):
 
 
 @triton.jit
+def _windows(places, k, live):
+    """Of coordinates k: their rows of the basis, and where their states are, as byte, shift and entry."""
+    place = places + 4 * k
+    row, byte = tl.load(place, mask=live, other=0), tl.load(place + 1, mask=live, other=0)
+    return row, byte, tl.load(place + 2, mask=live, other=0), tl.load(place + 3, mask=live, other=0)
+
+
+@triton.jit
 def place(
     ids,
     starts,  # (N,) the first byte of each id's codes
@@ -47,10 +55,7 @@ def place(
     for begin in range(tl.load(first + own), end, COORDINATES):
         k = begin + tl.arange(0, COORDINATES)
         live = k < end
-        row = tl.load(places + 4 * k, mask=live, other=0)
-        byte = tl.load(places + 4 * k + 1, mask=live, other=0)
-        shift = tl.load(places + 4 * k + 2, mask=live, other=0)
-        entry = tl.load(places + 4 * k + 3, mask=live, other=0)
+        row, byte, shift, entry = _windows(places, k, live)
         unit = _unit(codes, start + byte, last, shift, entry, values, live)
         tl.store(target + row, unit * tl.load(factors + k, mask=live, other=0.0), mask=live)
     if AFFINE:
@@ -91,10 +96,7 @@ def logits(
     for begin in range(tl.load(first + own), end, COORDINATES):
         k = begin + tl.arange(0, COORDINATES)
         live = k < end
-        basis = tl.load(places + 4 * k, mask=live, other=0)
-        byte = tl.load(places + 4 * k + 1, mask=live, other=0)
-        by = tl.load(places + 4 * k + 2, mask=live, other=0)
-        entry = tl.load(places + 4 * k + 3, mask=live, other=0)
+        basis, byte, by, entry = _windows(places, k, live)
         both = present[:, None] & live[None, :]
         unit = _unit(codes, start[:, None] + byte[None, :], last, by[None, :], entry[None, :], values, both)
         unit *= tl.load(factors + k, mask=live, other=0.0)[None, :]
