@@ -88,7 +88,9 @@ for part in "${!started[@]}"; do
   code=0
   while wait "${started[$part]}" || code=$?; kill -0 "${started[$part]}" 2> /dev/null; do code=0; done
   [ "$code" != 2 ] || mistake=$part
-  [ "$code" = 0 ] || { unfinished+=" $part"; echo "$part: $(tail -n 1 "$out/logs/$part") (exit code $code)" >&2; }
+  [ "$code" = 0 ] || unfinished+=" $part"
+  # A mistake is the same one in every part: it is told once, below.
+  [ "$code" = 0 ] || [ "$code" = 2 ] || echo "$part: $(tail -n 1 "$out/logs/$part") (exit code $code)" >&2
 done
 
 measured=()
