@@ -21,6 +21,7 @@ from projclust.checkpoints.classifier import load_classifier
 from projclust.glue.batches import encode
 from projclust.glue.data import load_task
 from projclust.glue.settings import Settings
+from projclust.glue.tasks import TASKS
 from projclust.glue.training import logits, make_accelerator, train
 
 EPOCHS = 3
@@ -52,7 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="A dense model's folder.")
     parser.add_argument("--data", required=True, help="A folder of nyu-mll/glue's layout.")
-    parser.add_argument("--task", default="qnli", help="A task of two classes (qnli).")
+    of_two = [name for name, task in TASKS.items() if len(task.labels) == 2]
+    parser.add_argument("--task", default="qnli", choices=of_two, help="A task of two classes (qnli).")
     parser.add_argument("--rows", type=int, default=1500, help="Rows of a split, at most (1500).")
     parser.add_argument("--bits", type=float, default=0.5, help="Bits of a weight (0.5).")
     parser.add_argument("--gains", default="1,1.1,1.2", help="What rows are multiplied by (1,1.1,1.2).")
