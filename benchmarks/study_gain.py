@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from projclust import compress_model
 from projclust.checkpoints.classifier import load_classifier
+from projclust.checkpoints.folder import new_folder
 from projclust.glue.batches import encode
 from projclust.glue.data import load_task
 from projclust.glue.settings import Settings
@@ -34,8 +35,7 @@ def margins(outputs: Tensor) -> Tensor:
 
 def line(name: str, margin: Tensor, dense: Tensor, labels: Tensor) -> str:
     """A row of the table for a model's margins beside those of the dense one."""
-    said = int((dense > 0).sum())
-    moved = margin > margin.sort(descending=True).values[said]
+    moved = margin.argsort(descending=True).argsort() < (dense > 0).sum()  # as many rows as the dense model says
     found = [100 * ((margin > 0) == labels.bool()).float().mean(), 100 * (margin > 0).float().mean()]
     found += [100 * (moved == labels.bool()).float().mean()]
     correlation = torch.corrcoef(torch.stack([margin, dense]))[0, 1]
@@ -68,7 +68,7 @@ def main() -> None:
     rows, validation = (
         encode(part, tokenizer, settings.max_length) for part in (data.train, next(iter(data.validation.values())))
     )
-    print("| seed, embedding | accuracy | % second class | threshold moved | shift | correlation |")
+    print("| seed, embedding | accuracy | % second class | accuracy, threshold moved | shift | correlation |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for seed in map(int, arguments.seeds.split(",")):
         folder = arguments.o / f"{arguments.task}-{seed}"
@@ -76,7 +76,8 @@ def main() -> None:
             torch.manual_seed(seed)
             fresh = load_classifier(arguments.model, data.task.labels).model
             train(fresh, tokenizer, rows, EPOCHS, seed, settings, accelerator)
-            fresh.save_pretrained(folder)
+            with new_folder(folder, overwrite=False) as unfinished:
+                fresh.save_pretrained(unfinished)
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         dense = margins(logits(model, tokenizer, validation, accelerator))
         print(line(f"{seed}, dense", dense, dense, validation.labels))
