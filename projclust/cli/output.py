@@ -1,5 +1,6 @@
 """What the commands print: results on stdout, progress and warnings on stderr."""
 
+import gc
 import os
 import shlex
 import sys
@@ -153,6 +154,9 @@ class Bar:
         """The job is imported: until its first stage the Hub client may show its own bars, transformers none."""
         from transformers.utils import logging
 
+        if not gc.isenabled():  # see `cli.entry`
+            gc.freeze()
+            gc.enable()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.clear()

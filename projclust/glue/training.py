@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
@@ -135,14 +136,21 @@ def logits(
     """Compute outputs (rows, classes) in the model's own precision, on the CPU of every process, ordered as `rows`."""
     model = model.to(accelerator.device).eval()
     size = SCORING_BATCH - SCORING_BATCH % accelerator.num_processes or accelerator.num_processes
-    loader = accelerator.prepare(data_loader(rows, SortedBatches(rows.lengths(), size), tokenizer))
+    # Not `accelerator.prepare`, which keeps the loader until `free_memory` walks through all objects of the process.
+    loader = prepare_data_loader(
+        data_loader(rows, SortedBatches(rows.lengths(), size), tokenizer),
+        accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        split_batches=accelerator.split_batches,
+        put_on_device=True,
+    )
     result = torch.zeros(len(rows), model.config.num_labels)
     for batch in loader:
         numbers, _ = batch.pop("row"), batch.pop("labels")
         # Rows that fill up the last batch come twice and are put in the same place twice.
         numbers, outputs = accelerator.gather((numbers, model(**batch).logits.float()))
         result[numbers.cpu()] = outputs.cpu()
-    accelerator.free_memory()
     if not torch.isfinite(result).all():
         raise Diverged("the model's outputs are no numbers")
     return result
