@@ -1,5 +1,6 @@
 """Shared fixtures: tiny random models of many classes, and the packaged MiniLM."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark the tests that can run on any device, for `-m device`."""
     if "device" in getattr(item, "fixturenames", ()):
         item.add_marker("device")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every search for garbage: training makes one, which took half a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def known_languages(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         return []
     known = []
     for code in sorted(wordfreq.available_languages("small")):
-        words = list(islice(wordfreq.get_frequency_dict(code, "small"), _FROM, _UP_TO, _EVERY))
+        words = list(islice(wordfreq.iter_wordlist(code, "small"), _FROM, _UP_TO, _EVERY))
         if _knows(tokenizer, words, code not in UNSPACED):
             known.append(code)
     return known

@@ -142,7 +142,7 @@ def _with_numbers(words: dict[str, float]) -> dict[str, float]:
     """The same dictionary with actual numbers in place of wordfreq's forms of numbers."""
     spread: dict[str, float] = {}
     for word, frequency in words.items():
-        for number, share in _numbers(word, frequency):
+        for number, share in _numbers(word, frequency) if "0" in word else [(word, 1.0)]:
             spread[number] = spread.get(number, 0.0) + frequency * share
     return spread
 

@@ -21,8 +21,9 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture
-def refused(cli: Cli, tmp_path: Path) -> Callable[..., str]:
+def refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run a command that must fail as a user's mistake: one line, code 2, empty stdout, not a file changed."""
+    monkeypatch.setattr("projclust.cli.output.PATIENCE", 3600.0)  # no stages, however slow the machine
 
     def call(*arguments: object) -> str:
         before = snapshot(tmp_path)

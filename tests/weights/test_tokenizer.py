@@ -98,6 +98,7 @@ def test_minilm_is_english(minilm: Path) -> None:
 def two_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"en": [f"dog{number}" for number in range(400)], "de": [f"hund{number}" for number in range(400)]}
     monkeypatch.setattr(wordfreq, "available_languages", lambda wordlist="best": dict.fromkeys(words))
+    monkeypatch.setattr(wordfreq, "iter_wordlist", lambda code, wordlist: iter(words[code]))
     monkeypatch.setattr(wordfreq, "get_frequency_dict", lambda code, wordlist: dict.fromkeys(words[code], 0.001))
 
 
