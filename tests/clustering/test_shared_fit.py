@@ -59,9 +59,16 @@ def outcome(processes: int, tmp_path: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def of_one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return outcome(1, tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_together_find_what_one_finds(processes: int, tmp_path: Path) -> None:
-    for alone, together in zip(outcome(1, tmp_path), outcome(processes, tmp_path), strict=True):
+def test_processes_together_find_what_one_finds(
+    processes: int, of_one_process: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for alone, together in zip(of_one_process, outcome(processes, tmp_path), strict=True):
         assert together["inertia"] == pytest.approx(alone["inertia"], rel=1e-6)
         assert together["history"] == pytest.approx(alone["history"], rel=1e-6)
         assert together["ranks"] == alone["ranks"]
