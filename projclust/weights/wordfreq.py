@@ -142,13 +142,15 @@ def _with_numbers(words: dict[str, float]) -> dict[str, float]:
     """The same dictionary with actual numbers in place of wordfreq's forms of numbers."""
     spread: dict[str, float] = {}
     for word, frequency in words.items():
-        for number, share in _numbers(word, frequency) if "0" in word else [(word, 1.0)]:
+        for number, share in _numbers(word, frequency):
             spread[number] = spread.get(number, 0.0) + frequency * share
     return spread
 
 
 def _numbers(word: str, frequency: float) -> list[tuple[str, float]]:
     """The numbers of a form such as "00th", with their shares of its occurrences; another word is its own only form."""
+    if "0" not in word:  # most of them, found sooner
+        return [(word, 1.0)]
     places = [match.start() + i for match in _NUMBER.finditer(word) for i, c in enumerate(match.group()) if c == "0"]
     if places and word.endswith("0s"):
         places.pop()  # decades
