@@ -14,8 +14,8 @@ def main() -> None:
 
     Told to stop, at any moment and by any of the usual signals, the program says so in one line and leaves nothing.
     """
-    # What is imported stays: to look through it for garbage, over and over, takes a seventh of a command's time.
-    # Commands that do more than read a few files look again once they have imported all: `Bar.imported`.
+    # What is imported stays: to look through it for garbage, over and over, is felt in every command. Those that do
+    # more than read a few files look again once they have imported all: `Bar.imported`.
     gc.disable()
     try:
         heed_signals()
